@@ -1,0 +1,132 @@
+"""The index of an image folder, by the rules of ``torchvision.datasets.ImageFolder``.
+
+Top folder = class, any depth below, torchvision's extensions, plain sorted order. Unlike torchvision's, this index
+keeps relative POSIX paths, says of every entry what became of it, never opens anything but a regular file, and
+follows no link out of the tree: the folder is the attacker's.
+"""
+
+import os
+import stat
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from advrbd.errors import DatasetError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev"})
+
+OK = "ok"
+UNREADABLE = "unreadable"  # not an image that Pillow decodes completely
+TOO_LARGE = "too-large"  # more pixels or bytes than the limits allow: never decoded
+NOT_A_FILE = "not-a-file"  # a FIFO, a socket, a device: never opened
+REFUSED_LINK = "refused-link"  # a link out of the folder, a loop or a dangling one: never followed
+VANISHED = "vanished"  # listed, then gone or locked by the time it was read
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One entry of the folder: ``path`` relative to its root (POSIX, no leading ``./``), ``label`` a class index."""
+
+    path: str
+    label: int
+    status: str = OK
+    sha256: str = ""
+
+    def having(self, status: str, sha256: str) -> "ImageFile":
+        """The same file after it was read."""
+        return replace(self, status=status, sha256=sha256)
+
+
+@dataclass(frozen=True)
+class FolderIndex:
+    """What ``root`` holds: class names in torchvision's order, image files sorted as torchvision sorts them.
+
+    ``ignored`` are the files that are no images by their extension, or lie outside any class folder.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[ImageFile, ...]
+    ignored: tuple[str, ...] = ()
+
+    def class_name(self, file: ImageFile) -> str:
+        return self.classes[file.label]
+
+
+def index(root: str | os.PathLike, split: str | None = None) -> FolderIndex:
+    """List the images under ``root`` (or ``root/split``) without opening any of them.
+
+    Raises ``DatasetError`` when the folder is missing, isn't a folder, has no or only one class folder, or holds
+    nothing but splits such as ``train`` and ``val``.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise DatasetError(f"no such folder: {root}")
+    if not root.is_dir():
+        raise DatasetError(f"{root} is a file; give the folder that holds one sub-folder of images per class")
+    if split is not None:
+        if not (root / split).is_dir() or Path(split).name != split:
+            raise DatasetError(f"{root} has no split folder named {split!r}")
+        root = root / split
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DatasetError(f"cannot read {root}: {error.strerror}") from error
+    classes = tuple(entry.name for entry in entries if entry.is_dir())
+    _check_classes(root, classes, split)
+
+    real_root = root.resolve()
+    files: list[ImageFile] = []
+    ignored = [entry.name for entry in entries if not entry.is_dir()]
+    for label, name in enumerate(classes):
+        _walk(root, real_root, name, label, files, ignored)
+    return FolderIndex(root, classes, tuple(files), tuple(ignored))
+
+
+def _check_classes(root: Path, classes: tuple[str, ...], split: str | None) -> None:
+    if classes and split is None and {name.lower() for name in classes} <= SPLIT_NAMES:
+        raise DatasetError(
+            f"{root} holds only splits ({', '.join(classes)}), no classes; scan one of them with --split {classes[0]}"
+        )
+    if not classes:
+        raise DatasetError(f"{root} holds no class folders; put the images of each class into a sub-folder of its own")
+    if len(classes) == 1:
+        raise DatasetError(f"{root} holds one class only ({classes[0]}); at least two are needed to train a classifier")
+
+
+def _walk(root: Path, real_root: Path, top: str, label: int, files: list[ImageFile], ignored: list[str]) -> None:
+    """Append what lies under ``root/top``, in the order of ``sorted(os.walk(...))`` that torchvision uses."""
+    found: list[tuple[str, list[str]]] = []
+    pending = [(top, frozenset({real_root}))]  # a folder and the real paths of those above it
+    while pending:
+        folder, above = pending.pop()
+        real = (root / folder).resolve()
+        if real in above or not real.is_relative_to(real_root):
+            files.append(ImageFile(folder, label, REFUSED_LINK))
+            continue
+        try:
+            entries = list(os.scandir(root / folder))
+        except OSError:
+            files.append(ImageFile(folder, label, VANISHED))
+            continue
+        found.append((folder, sorted(entry.name for entry in entries if not entry.is_dir())))
+        pending += [(f"{folder}/{entry.name}", above | {real}) for entry in entries if entry.is_dir()]
+
+    for folder, names in sorted(found):
+        for path in (f"{folder}/{name}" for name in names):
+            if path.lower().endswith(EXTENSIONS):
+                files.append(ImageFile(path, label, _file_status(root / path, real_root)))
+            else:
+                ignored.append(path)
+
+
+def _file_status(path: Path, real_root: Path) -> str:
+    if path.is_symlink():
+        target = path.resolve()
+        if not target.is_relative_to(real_root) or not target.exists():
+            return REFUSED_LINK
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return VANISHED
+    return OK if stat.S_ISREG(mode) else NOT_A_FILE

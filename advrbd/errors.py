@@ -1,0 +1,38 @@
+"""Every exception that advrbd raises on purpose.
+
+    AdvrbdError                what was asked for can't be done; the message says what to do instead
+    ├── DatasetError           the folder is missing, has no classes, too few images, ...
+    ├── ModelError             an unknown model, or one that doesn't fit the images
+    ├── DeviceError            a device that isn't there
+    ├── ReportError            a report that can't be read or doesn't belong to the folder
+    ├── OutputError            a target that exists, overlaps the input or can't be written
+    └── SuspectsFound          raised only by ``Report.raise_for_suspects()``
+"""
+
+
+class AdvrbdError(Exception):
+    """Base of all errors that advrbd raises on purpose; the message is one line for the user."""
+
+
+class DatasetError(AdvrbdError):
+    """The folder can't be scanned as it is."""
+
+
+class ModelError(AdvrbdError):
+    """The model is unknown to timm or doesn't fit the images."""
+
+
+class DeviceError(AdvrbdError):
+    """The device that was asked for isn't there."""
+
+
+class ReportError(AdvrbdError):
+    """A report can't be read, or doesn't belong to this folder."""
+
+
+class OutputError(AdvrbdError):
+    """A target exists already, overlaps the input, or can't be written."""
+
+
+class SuspectsFound(AdvrbdError):
+    """The report names suspected files (raised by ``Report.raise_for_suspects`` alone)."""

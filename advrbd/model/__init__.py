@@ -1,0 +1,1 @@
+"""Any timm classifier, the one training loop, and batched inference."""

@@ -1,0 +1,64 @@
+"""Where the tensors live, in which precision the models run, and why."""
+
+from dataclasses import dataclass
+
+import torch
+
+from advrbd.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch device, the autocast type on it (None: plain float32), and the reason of the choice, for the user."""
+
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    reason: str
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+
+def choose_device(name: str = "auto") -> Device:
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a ``Device``.
+
+    ``auto`` takes CUDA before MPS before the CPU. Raises ``DeviceError`` when the device isn't there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            name, why = "cuda", "a CUDA device is available"
+        elif torch.backends.mps.is_available():
+            name, why = "mps", "an Apple GPU is available"
+        else:
+            name, why = "cpu", "no GPU is available"
+    else:
+        why = "asked for"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        return _cuda(device, why)
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise DeviceError("device mps isn't available here; use --device auto or --device cpu")
+        return Device(device, None, f"mps ({why})")
+    if device.type != "cpu":
+        raise DeviceError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps")
+    # bfloat16 pays on a CPU that multiplies it natively, and costs on one that has to emulate it
+    native = getattr(torch.cpu, "get_capabilities", dict)()
+    dtype = torch.bfloat16 if native.get("avx512_bf16") or native.get("amx_bf16") else None
+    precision = "bfloat16 autocast" if dtype else "float32"
+    return Device(torch.device("cpu"), dtype, f"cpu, {torch.get_num_threads()} threads, {precision} ({why})")
+
+
+def _cuda(device: torch.device, why: str) -> Device:
+    if not torch.cuda.is_available():
+        raise DeviceError("no CUDA device is available here; use --device auto or --device cpu")
+    number = device.index or 0
+    if number >= torch.cuda.device_count():
+        raise DeviceError(f"there is no cuda:{number}; this machine has {torch.cuda.device_count()} CUDA device(s)")
+    device = torch.device("cuda", number)
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    precision = str(dtype).removeprefix("torch.")
+    return Device(device, dtype, f"{device}, {torch.cuda.get_device_name(device)}, {precision} autocast ({why})")

@@ -1,0 +1,181 @@
+"""Any timm classifier, made to fit the images: which one, at which size, and with a stem that keeps small images.
+
+A network takes pixels in [0, 1]; normalisation is part of it, so a perturbation's size is in pixel units.
+"""
+
+from dataclasses import asdict, dataclass, field
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import ResNet
+from timm.models.resnetv2 import ResNetV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from advrbd.errors import ModelError
+from advrbd.model.device import Device
+
+SMALL_IMAGE_SIDE = 64  # up to here a stem that halves the image twice throws away what a small trigger is made of
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that it takes to build the same network again: it is what is saved beside the weights, as JSON."""
+
+    name: str
+    class_count: int
+    image_size: int
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    arguments: dict = field(default_factory=dict)
+    pretrained: bool = False
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+class Network(nn.Module):
+    """A timm model behind its own normalisation.
+
+    ``forward`` maps pixels float [B, 3, H, W] in [0, 1] to logits [B, classes]; ``features`` to the penultimate
+    features [B, F], which ``classify`` maps to logits.
+    """
+
+    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        maps = self.backbone.forward_features((pixels - self.mean) / self.std)
+        return self.backbone.forward_head(maps, pre_logits=True)
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        return self.backbone.get_classifier()(features)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.features(pixels))
+
+
+def choose_model(name: str, image_side: int, device: Device, image_size: int | None = None) -> tuple[str, dict, int]:
+    """Which timm model to train on images of ``image_side`` pixels (their typical side) and at which size.
+
+    Returns the model's name, the extra arguments of ``timm.create_model`` and the side of its input. ``auto`` takes
+    ResNet-18 on a GPU and a ResNet-10 a quarter as wide on a CPU, where ResNet-18 would take hours.
+    Raises ``ModelError`` for a name that timm doesn't know.
+    """
+    arguments: dict = {}
+    if name == "auto":
+        if device.device.type == "cpu":
+            name, arguments = "resnet10t", {"stem_width": 16, "channels": (16, 32, 64, 128)}
+        else:
+            name = "resnet18"
+    elif not timm.is_model(name):
+        close = timm.list_models(f"*{name}*")[:3]
+        hint = f"; close to it: {', '.join(close)}" if close else "; `python -m timm.list_models` lists them"
+        raise ModelError(f"timm knows no model {name!r}{hint}")
+    if image_size is None:
+        largest = 64 if device.device.type == "cpu" else _default_input(name)
+        image_size = min(max(16, -(-image_side // 8) * 8), largest)
+        if (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size and not _resizable(name):
+            image_size = _default_input(name)
+    return name, arguments, image_size
+
+
+def explain_choice(requested: str, spec: ModelSpec, image_side: int, device: Device) -> str:
+    """One line for the user: which model, at which size, and why."""
+    width = f" with {'-'.join(map(str, spec.arguments['channels']))} channels" if "channels" in spec.arguments else ""
+    why = f"picked for {device.device.type}" if requested == "auto" else "asked for"
+    stem = ", stride-1 stem" if spec.image_size <= SMALL_IMAGE_SIDE else ""
+    return f"{spec.name}{width} at {spec.image_size} px{stem} ({why}; images are about {image_side} px)"
+
+
+def build(spec: ModelSpec, device: Device, generator: torch.Generator) -> Network:
+    """A fresh network on ``device``, its weights drawn from ``generator`` (or timm's, where ``spec.pretrained``).
+
+    Raises ``ModelError`` when timm can't build the model at this size.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        try:
+            backbone = timm.create_model(
+                spec.name, pretrained=spec.pretrained, num_classes=spec.class_count, **_size_arguments(spec)
+            )
+            if spec.image_size <= SMALL_IMAGE_SIDE:
+                _keep_small_images(backbone, spec.pretrained)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            raise ModelError(f"timm can't build {spec.name} for {spec.image_size}-pixel images: {error}") from error
+    mean, std = spec.mean, spec.std
+    if spec.pretrained:
+        config = resolve_model_data_config(backbone)
+        mean, std = config["mean"], config["std"]
+    network = Network(backbone, mean, std).to(device.device, memory_format=torch.channels_last)
+    _check_fits(network.eval(), spec, device)
+    return network
+
+
+def _check_fits(network: Network, spec: ModelSpec, device: Device) -> None:
+    probe = torch.zeros(2, 3, spec.image_size, spec.image_size, device=device.device)
+    try:
+        with torch.no_grad():
+            shape = network(probe).shape
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ModelError(f"{spec.name} doesn't take {spec.image_size}-pixel images: {error}") from error
+    if shape != (2, spec.class_count):
+        raise ModelError(f"{spec.name} is no image classifier: its output has the shape {tuple(shape)}")
+
+
+def _default_input(name: str) -> int:
+    config = timm.get_pretrained_cfg(name)
+    return config.input_size[-1] if config else 224
+
+
+def _resizable(name: str) -> bool:
+    return name.startswith(("vit_", "deit", "test_vit"))
+
+
+def _size_arguments(spec: ModelSpec) -> dict:
+    """The arguments of ``timm.create_model``, with what a transformer has to be told of the image size."""
+    arguments = dict(spec.arguments)
+    if _resizable(spec.name):
+        arguments["img_size"] = spec.image_size
+        if spec.image_size <= SMALL_IMAGE_SIDE and not spec.pretrained:
+            arguments["patch_size"] = max(2, spec.image_size // 8)
+    return arguments
+
+
+def _keep_small_images(backbone: nn.Module, pretrained: bool) -> None:
+    """Make the stem keep the resolution of small images: stride 1, no pooling, 3x3 where a 7x7 would start."""
+    if isinstance(backbone, VisionTransformer):
+        return  # its patch size says it
+    if isinstance(backbone, ResNet):
+        if isinstance(backbone.conv1, nn.Conv2d):
+            backbone.conv1 = _as_small_convolution(backbone.conv1, pretrained)
+        else:
+            backbone.conv1[0].stride = (1, 1)
+        backbone.maxpool = nn.Identity()
+    elif isinstance(backbone, ResNetV2):
+        first = "conv" if "conv" in dict(backbone.stem.named_children()) else "conv1"
+        getattr(backbone.stem, first).stride = (1, 1)
+        backbone.stem.pool = nn.Identity()
+    elif isinstance(backbone, ConvNeXt):
+        stem = backbone.stem[0]
+        if tuple(stem.kernel_size) == tuple(stem.stride):  # a patchify stem: patches of 2 keep the grid
+            size = max(1, stem.stride[0] // 2)
+            backbone.stem[0] = nn.Conv2d(3, stem.out_channels, size, size, bias=stem.bias is not None)
+    elif isinstance(first := getattr(backbone, "conv_stem", None), nn.Conv2d):
+        first.stride = (1, 1)
+
+
+def _as_small_convolution(convolution: nn.Conv2d, pretrained: bool) -> nn.Conv2d:
+    small = nn.Conv2d(convolution.in_channels, convolution.out_channels, 3, 1, 1, bias=convolution.bias is not None)
+    if pretrained:
+        middle = (convolution.kernel_size[0] - 3) // 2
+        with torch.no_grad():
+            small.weight.copy_(convolution.weight[:, :, middle : middle + 3, middle : middle + 3])
+    else:
+        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+    return small

@@ -1,0 +1,96 @@
+"""The one training loop: every stage trains through ``train``, and says only what a batch's targets are.
+
+Learning, unlearning and relearning differ in nothing but the labels that an image has when it is drawn.
+"""
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from advrbd.config import TrainingSettings
+from advrbd.data.augment import augment
+from advrbd.data.pixels import Pixels
+from advrbd.events import Notify, Progress, ignore
+from advrbd.model.device import Device
+from advrbd.model.factory import Network
+
+Targets = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+"""Maps image indices [B] to class labels int64 [B], drawing from the generator where they are random."""
+
+
+def given(labels: torch.Tensor) -> Targets:
+    """Targets that never change: ``labels`` int64 [N] of all images."""
+    return lambda indices, generator: labels[indices]
+
+
+def train(
+    network: Network,
+    pixels: Pixels,
+    examples: torch.Tensor,
+    targets: Targets,
+    settings: TrainingSettings,
+    device: Device,
+    generator: torch.Generator,
+    notify: Notify = ignore,
+    stage: str = "train",
+) -> float:
+    """Train ``network`` in place on the images ``examples`` (int64 [M]) and return the last epoch's mean loss.
+
+    SGD with Nesterov momentum for networks with batch normalisation, AdamW for the others; the learning rate rises
+    linearly over the first ``settings.rise`` of the steps and falls linearly to zero after.
+    """
+    batch_size = min(settings.batch_size, len(examples))
+    steps_per_epoch = max(1, len(examples) // batch_size)
+    epochs = max(settings.epochs, math.ceil(settings.minimum_steps / steps_per_epoch))
+    optimizer = _optimizer(network, settings, device)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _triangle(epochs * steps_per_epoch, settings.rise))
+    scaler = torch.amp.GradScaler(device.device.type, enabled=device.autocast_dtype is torch.float16)
+    shift = round(settings.shift * pixels.size)
+
+    network.train()
+    mean_loss = math.nan
+    started, done = time.perf_counter(), 0
+    for epoch in range(epochs):
+        order = examples[torch.randperm(len(examples), generator=generator)]
+        total = torch.zeros((), device=device.device)
+        for step in range(steps_per_epoch):
+            indices = order[step * batch_size : (step + 1) * batch_size]
+            labels = targets(indices, generator).to(device.device)
+            images = augment(pixels.batch(indices, device.device), settings.flip, shift, generator)
+            with device.autocast():
+                logits = network(images)
+            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+            total += loss.detach()
+        done += steps_per_epoch * batch_size
+        mean_loss = float(total) / steps_per_epoch
+        speed = done / (time.perf_counter() - started)
+        detail = f"epoch {epoch + 1}/{epochs}, loss {mean_loss:.3f}, {speed:.0f} images/s"
+        notify(Progress(stage, done, epochs * steps_per_epoch * batch_size, detail=detail))
+    network.eval()
+    return mean_loss
+
+
+def _triangle(steps: int, rise: float) -> Callable[[int], float]:
+    """The factor of the learning rate at a step: up from 0 to 1 over the share ``rise`` of the steps, then down."""
+    top = max(1, round(steps * rise))
+    return lambda step: min((step + 1) / top, max(0.0, (steps - step) / max(1, steps - top)))
+
+
+def _optimizer(network: Network, settings: TrainingSettings, device: Device) -> torch.optim.Optimizer:
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    plain = [p for p in network.parameters() if p.ndim <= 1]
+    fused = device.device.type == "cuda"
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        groups = [dict(params=decayed, weight_decay=settings.weight_decay), dict(params=plain, weight_decay=0.0)]
+        return torch.optim.SGD(groups, settings.learning_rate, momentum=0.9, nesterov=True, fused=fused or None)
+    groups = [dict(params=decayed, weight_decay=0.05), dict(params=plain, weight_decay=0.0)]
+    return torch.optim.AdamW(groups, settings.learning_rate / 100, fused=fused or None)
