@@ -11,12 +11,12 @@ class TrainingSettings:
     """One pass through the training loop. ``shift`` is a share of the image's side, ``rise`` of the steps."""
 
     epochs: int = 16
-    minimum_steps: int = 300  # small folders get more epochs
+    minimum_steps: int = 400  # small folders get more epochs
     batch_size: int = 128
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
-    flip: bool = False
+    flip: bool = True
     shift: float = 0.0
     rise: float = 0.2
 
@@ -33,16 +33,71 @@ class PartitionSettings:
 
 
 @dataclass(frozen=True)
+class SeparationSettings:
+    """Which classes are worth an enhancement. A group smaller than ``minimum_group`` images can't be seen."""
+
+    starts: int = 8
+    minimum_group: int = 10
+    large_part: float = 0.4  # two parts this large: the seeds say which one is the class
+    least_candidates: int = 2
+    most_candidates: int = 10
+    bimodality_limit: float = 3.3
+    distance_limit: float = 7.0
+
+
+@dataclass(frozen=True)
+class EnhancementSettings:
+    """Algorithm 2. ``cleared``: the probability under which an image of the class joins the trusted ones."""
+
+    rounds: int = 3
+    steps: int = 120
+    cleared: float = 0.1
+    hopeless_ambiguity: float = 0.4
+    training: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(epochs=1, minimum_steps=0, learning_rate=0.02)
+    )
+
+
+@dataclass(frozen=True)
+class IdentificationSettings:
+    """``ambiguity_limit``: undecided images per carrier at which a class is as likely natural as poisoned."""
+
+    ambiguity_limit: float = 0.2
+    ambiguity_slope: float = 8.0
+    unexamined: float = 0.01
+
+
+@dataclass(frozen=True)
+class RelearningSettings:
+    """Eq. 5. Under ``confidence_floor`` a suspect is dropped rather than given a guessed label."""
+
+    confidence_floor: float = 0.5
+    clean: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=24, shift=0.0625))
+    fine_tuning: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(epochs=4, minimum_steps=100, learning_rate=0.01, shift=0.0625)
+    )
+
+
+@dataclass(frozen=True)
 class Config:
-    """What a scan or a clean is told to do; the defaults need no knowledge of the data."""
+    """What a scan or a clean is told to do; the defaults need no knowledge of the data.
+
+    ``looks``: how often at most the folder is looked at; after each look that found something, what was found is
+    taken out and a fresh model looks at the rest.
+    """
 
     model: str = "auto"
     device: str = "auto"
     seed: int = 0
     image_size: int | None = None
     pretrained: bool = False
+    looks: int = 3
     warm_up: TrainingSettings = field(default_factory=TrainingSettings)
     partition: PartitionSettings = field(default_factory=PartitionSettings)
+    separation: SeparationSettings = field(default_factory=SeparationSettings)
+    enhancement: EnhancementSettings = field(default_factory=EnhancementSettings)
+    identification: IdentificationSettings = field(default_factory=IdentificationSettings)
+    relearning: RelearningSettings = field(default_factory=RelearningSettings)
 
     def as_dict(self) -> dict:
         return asdict(self)

@@ -1,12 +1,12 @@
 """Every exception that advrbd raises on purpose.
 
-    AdvrbdError                what was asked for can't be done; the message says what to do instead
-    ├── DatasetError           the folder is missing, has no classes, too few images, ...
-    ├── ModelError             an unknown model, or one that doesn't fit the images
-    ├── DeviceError            a device that isn't there
-    ├── ReportError            a report that can't be read or doesn't belong to the folder
-    ├── OutputError            a target that exists, overlaps the input or can't be written
-    └── SuspectsFound          raised only by ``Report.raise_for_suspects()``
+AdvrbdError                what was asked for can't be done; the message says what to do instead
+├── DatasetError           the folder is missing, has no classes, too few images, ...
+├── ModelError             an unknown model, or one that doesn't fit the images
+├── DeviceError            a device that isn't there
+├── ReportError            a report that can't be read or doesn't belong to the folder
+├── OutputError            a target that exists, overlaps the input or can't be written
+└── SuspectsFound          raised only by ``Report.raise_for_suspects()``
 """
 
 

@@ -53,9 +53,11 @@ class Pixels:
         chosen = self.images[indices.to(self.images.device)].to(device, non_blocking=True)
         return chosen.permute(0, 3, 1, 2).float().div_(255)
 
-    def statistics(self, generator: torch.Generator, sample: int = 2000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel, in [0, 1], over a random sample of the images."""
-        chosen = torch.randperm(len(self), generator=generator)[:sample]
+    def statistics(
+        self, examples: torch.Tensor, generator: torch.Generator, sample: int = 2000
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel, in [0, 1], over a random sample of ``examples`` (int64)."""
+        chosen = examples[torch.randperm(len(examples), generator=generator)[:sample]]
         images = self.batch(chosen, torch.device("cpu"))
         std = images.std(dim=(0, 2, 3)).clamp_min(0.05)
         return tuple(images.mean(dim=(0, 2, 3)).tolist()), tuple(std.tolist())

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from advrbd.config import PartitionSettings
-from advrbd.data.pixels import Pixels
-from advrbd.events import Notify, Progress, ignore
+from advrbd.events import Progress
 from advrbd.method.perturbation import divergence
-from advrbd.model.device import Device
 from advrbd.model.factory import Network
+from advrbd.model.run import Run
 
 BATCH = 256
 
@@ -29,29 +28,21 @@ class Partition:
     seeds: torch.Tensor
 
 
-def partition(
-    network: Network,
-    pixels: Pixels,
-    examples: torch.Tensor,
-    labels: torch.Tensor,
-    settings: PartitionSettings,
-    device: Device,
-    generator: torch.Generator,
-    notify: Notify = ignore,
-) -> Partition:
+def partition(run: Run, network: Network, examples: torch.Tensor, settings: PartitionSettings) -> Partition:
     """Score the images ``examples`` (int64 [M]) and take the most sensitive ``settings.rate`` *of each class* as seeds.
 
-    ``labels`` int64 [M] are theirs. By class, because the seeds have to stand for every class in what follows.
-    The divergence is the mean over ``settings.masks`` patches.
+    By class, because the seeds have to stand for every class in what follows. The divergence is the mean over
+    ``settings.masks`` patches.
     """
     network.eval()
     scores = []
     for chunk in examples.split(BATCH):
-        images = pixels.batch(chunk, device.device)
-        drawn = [divergence(network, images, settings, device, generator).cpu() for _ in range(settings.masks)]
+        images = run.pixels.batch(chunk, run.device.device)
+        drawn = [divergence(network, images, settings, run.device, run.generator).cpu() for _ in range(settings.masks)]
         scores.append(torch.stack(drawn).mean(dim=0))
-        notify(Progress("partition", sum(map(len, scores)), len(examples)))
+        run.notify(Progress("partition", sum(map(len, scores)), len(examples)))
     score = torch.cat(scores)
+    labels = run.labels[examples]
     seeds = torch.zeros(len(score), dtype=torch.bool)
     for label in labels.unique():
         members = (labels == label).nonzero().flatten()

@@ -1,0 +1,79 @@
+"""How good a detection and a model are, given the truth."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from advrbd.attacks.base import COVER, POISON, Attack
+from advrbd.attacks.plant import PlantedFile
+from advrbd.data.pixels import Pixels
+from advrbd.model.device import choose_device
+from advrbd.model.factory import Network
+from advrbd.model.inference import infer
+from advrbd.reports.report import Report
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Counts of files. Cover files (trigger, true label) are neither positives nor negatives; they stand apart.
+
+    ``auroc`` is that of the score, poisoned against clean files; NaN where nothing was planted.
+    """
+
+    poisoned: int
+    found: int
+    clean: int
+    false_alarms: int
+    covers: int
+    covers_flagged: int
+    auroc: float
+
+    @property
+    def true_positive_rate(self) -> float:
+        return self.found / self.poisoned if self.poisoned else float("nan")
+
+    @property
+    def false_positive_rate(self) -> float:
+        return self.false_alarms / self.clean if self.clean else float("nan")
+
+
+def detection(report: Report, truth: Iterable[PlantedFile]) -> Detection:
+    """Hold a report of a planted folder against the truth."""
+    role = {entry.path: entry.role for entry in truth}
+    readable = [file for file in report.files if file.score is not None]
+    roles = np.array([role[file.path] for file in readable])
+    suspects = np.array([file.suspect for file in readable])
+    score = np.array([file.score for file in readable])
+    poisoned, cover = roles == POISON, roles == COVER
+    clean = ~poisoned & ~cover
+    auroc = float("nan")
+    if poisoned.any() and clean.any():
+        auroc = float(roc_auc_score(poisoned[~cover], score[~cover]))
+    return Detection(
+        int(poisoned.sum()),
+        int((suspects & poisoned).sum()),
+        int(clean.sum()),
+        int((suspects & clean).sum()),
+        int(cover.sum()),
+        int((suspects & cover).sum()),
+        auroc,
+    )
+
+
+def accuracy(network: Network, images: np.ndarray, labels: np.ndarray, device: str = "cpu") -> float:
+    """Share of ``images`` (uint8 [N, S, S, 3], at the network's input size) that get their label."""
+    pixels = Pixels(torch.from_numpy(images))
+    outputs = infer(network, pixels, torch.arange(len(images)), choose_device(device))
+    return float((outputs.logits.argmax(dim=1) == torch.from_numpy(labels)).float().mean())
+
+
+def attack_success_rate(
+    network: Network, attack: Attack, images: np.ndarray, labels: np.ndarray, target_label: int, device: str = "cpu"
+) -> float:
+    """Share of the images of other classes that get ``target_label`` once they carry the trigger."""
+    generator = np.random.default_rng(attack.seed)
+    stamped = np.stack([attack.stamp_test(image, generator) for image in images[labels != target_label]])
+    return accuracy(network, stamped, np.full(len(stamped), target_label), device)

@@ -1,0 +1,113 @@
+"""Stage 2 (Algorithm 2): a model that keeps the backdoor and forgets the task.
+
+In rounds, the model learns the suspected group (D_u) under its label and unlearns what is trusted (D_c, Eq. 4): an
+unlearned image gets a fresh random wrong label at every draw, which, unlike gradient ascent, doesn't diverge. What
+the round clears moves to D_c. D_c starts as the seeds of the class and all images of the other classes, so that
+nothing but the trigger is left to tell the group by.
+
+Two models take turns: each learns one half of the group and judges the other, so no image is judged by a model that
+learned it. A trigger carries over from one half to the other, all or nothing; a natural sub-population of the class
+fades into the rest. That difference is what the verdict rests on.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from advrbd.config import EnhancementSettings
+from advrbd.method.separation import Split
+from advrbd.model.factory import Network
+from advrbd.model.run import Run
+from advrbd.model.training import Targets
+
+
+@dataclass(frozen=True)
+class Enhanced:
+    """What the enhanced models say of the class ``label``.
+
+    ``probability`` float32 [M]: that an image carries what the group carries, in 0..1. ``ambiguity``: undecided
+    images of the class for each one that carries it; near 0 for a trigger, 0.4 and more for a natural group.
+    """
+
+    label: int
+    probability: torch.Tensor
+    ambiguity: float
+    rounds: int
+
+
+def enhance(
+    run: Run, network: Network, examples: torch.Tensor, split: Split, seeds: torch.Tensor, settings: EnhancementSettings
+) -> Enhanced:
+    """Enhance what ``split`` found among the images ``examples`` (int64 [M]); ``seeds`` bool [M] are the trusted ones.
+
+    Starts from ``network``, which is left as it is. Gives up after a round whose ambiguity is hopeless.
+    """
+    in_class = run.labels[examples] == split.label
+    half = torch.randint(0, 2, (len(examples),), generator=run.generator)
+    learned, unlearned = split.group, (seeds | ~in_class) & ~split.group
+    probability = torch.zeros(len(examples))
+    ambiguity, number = float("inf"), 0
+    for number in range(1, settings.rounds + 1):
+        stage = f"enhance class {split.label}, round {number}"
+        judged = torch.empty(2, len(examples))
+        for side in (0, 1):
+            own = half == side
+            expert = copy.deepcopy(network)
+            _learn_and_unlearn(
+                run,
+                expert,
+                examples[learned & own],
+                examples[unlearned & (own | ~in_class)],
+                split.label,
+                settings,
+                stage,
+            )
+            judged[side] = run.infer(expert, examples).probabilities[:, split.label]
+        shown = in_class & (learned | unlearned)
+        probability = torch.where(shown, judged[1 - half, torch.arange(len(examples))], judged.mean(dim=0))
+        ambiguity = _ambiguity(probability[in_class], settings)
+        learned = in_class & (probability > 0.5)
+        unlearned = ~in_class | (probability < settings.cleared)
+        if ambiguity > settings.hopeless_ambiguity or min(learned[half == side].sum() for side in (0, 1)) == 0:
+            break
+    return Enhanced(split.label, probability, ambiguity, number)
+
+
+def unlearning(label: int, learned: torch.Tensor, class_count: int) -> Targets:
+    """Targets that are ``label`` for the images where ``learned`` (bool [N]) is set, else another class at random."""
+
+    def draw(indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        wrong = torch.randint(0, class_count - 1, (len(indices),), generator=generator)
+        wrong += wrong >= label
+        return torch.where(learned[indices], torch.full_like(wrong, label), wrong)
+
+    return draw
+
+
+def _learn_and_unlearn(
+    run: Run,
+    expert: Network,
+    learned: torch.Tensor,
+    unlearned: torch.Tensor,
+    label: int,
+    settings: EnhancementSettings,
+    stage: str,
+) -> None:
+    """Train ``expert`` for one round on as many draws of the images ``learned`` as of the images ``unlearned``."""
+    draws = settings.training.batch_size * settings.steps // 2
+    drawn = [
+        images[torch.randint(len(images), (draws,), generator=run.generator)]
+        for images in (learned, unlearned)
+        if len(images)
+    ]
+    is_learned = torch.zeros(len(run.labels), dtype=torch.bool)
+    is_learned[learned] = True
+    targets = unlearning(label, is_learned, run.class_count)
+    run.train(expert, torch.cat(drawn), settings.training, stage, targets)
+
+
+def _ambiguity(probability: torch.Tensor, settings: EnhancementSettings) -> float:
+    """Undecided images (probability between the two limits) for each image that carries what the group carries."""
+    undecided = ((probability > settings.cleared) & (probability < 1 - settings.cleared)).sum()
+    return float(undecided / (probability > 0.5).sum().clamp_min(1))

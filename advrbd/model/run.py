@@ -1,0 +1,51 @@
+"""What all steps of one run share, and what each of them does with it: build, train and ask networks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from advrbd.config import TrainingSettings
+from advrbd.data.pixels import Pixels
+from advrbd.events import Event, ignore
+from advrbd.model.device import Device
+from advrbd.model.factory import ModelSpec, Network, build
+from advrbd.model.inference import Outputs, infer
+from advrbd.model.training import Targets, given, train
+
+
+@dataclass(frozen=True)
+class Run:
+    """The images, their labels int64 [N] (never changed) and the means to learn from them.
+
+    Subsets are index arrays int64 into these N images. ``generator`` (on the CPU) is the only source of randomness.
+    """
+
+    pixels: Pixels
+    labels: torch.Tensor
+    spec: ModelSpec
+    device: Device
+    generator: torch.Generator
+    notify: Callable[[Event], None] = ignore
+
+    @property
+    def class_count(self) -> int:
+        return self.spec.class_count
+
+    def fresh_network(self) -> Network:
+        return build(self.spec, self.device, self.generator)
+
+    def train(
+        self,
+        network: Network,
+        examples: torch.Tensor,
+        settings: TrainingSettings,
+        stage: str,
+        targets: Targets | None = None,
+    ) -> float:
+        """Train ``network`` in place, by default on the labels of the folder; returns the last epoch's mean loss."""
+        targets = given(self.labels) if targets is None else targets
+        return train(network, self.pixels, examples, targets, settings, self.device, self.generator, self.notify, stage)
+
+    def infer(self, network: Network, examples: torch.Tensor, mirror: bool = False) -> Outputs:
+        return infer(network, self.pixels, examples, self.device, mirror)

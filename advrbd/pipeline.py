@@ -1,0 +1,219 @@
+"""The two jobs: ``scan`` says which files of a folder look poisoned, ``clean`` writes a folder without them.
+
+scan  = index the folder, decode it once, look until nothing more is found, report
+clean = scan (or take a report), relearn a model on what is kept, relabel the suspects with it, write
+"""
+
+import os
+import platform
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import timm
+import torch
+
+from advrbd.config import Config
+from advrbd.data import folder, pixels
+from advrbd.data.folder import OK, FolderIndex
+from advrbd.errors import DatasetError, ReportError
+from advrbd.events import Note, Notify, ignore
+from advrbd.method.look import Findings, find
+from advrbd.method.relearning import fine_tune, relabel, relearn
+from advrbd.model.device import choose_device
+from advrbd.model.factory import ModelSpec, Network, build, choose_model, explain_choice
+from advrbd.model.run import Run
+from advrbd.output import RELABELLED, Decision, decide, emptied_classes, write_folder
+from advrbd.reports.report import CLEAN, ClassVerdict, FileResult, Report
+from advrbd.reports.tables import read_suspects
+from advrbd.version import __version__
+from advrbd.writing import check_target_folder, printable
+
+MINIMUM_IMAGES = 100
+ACTIONS = ("relabel", "drop", "quarantine")
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What ``clean`` made: the ``report`` with the clean model's suggestions, what became of each file, the
+    ``manifest`` as written, and the clean ``network`` with what it takes to save it."""
+
+    report: Report
+    decisions: tuple[Decision, ...]
+    manifest: dict
+    network: Network
+    spec: ModelSpec
+    classes: tuple[str, ...]
+    cautions: tuple[str, ...]
+
+
+def scan(
+    path: str | os.PathLike, config: Config | None = None, *, split: str | None = None, notify: Notify = ignore
+) -> Report:
+    """Scan the image folder ``path`` (or its sub-folder ``split``) for backdoor-poisoned files.
+
+    The same folder, config and device give the same report, but for its ``run`` block. Raises an ``AdvrbdError``
+    when the folder, the model or the device can't be used. Neither prints nor writes.
+    """
+    config = config or Config()
+    index, run = _prepare(path, config, split, notify)
+    started = time.perf_counter()
+    with _repeatable():
+        findings = find(run, _usable(index), config)
+    return _report(index, findings, _run_block(run, config, time.perf_counter() - started))
+
+
+def clean(
+    path: str | os.PathLike,
+    out: str | os.PathLike,
+    config: Config | None = None,
+    *,
+    report: str | os.PathLike | None = None,
+    action: str = "relabel",
+    quarantine: str | os.PathLike | None = None,
+    split: str | None = None,
+    notify: Notify = ignore,
+) -> Cleaned:
+    """Write ``path`` to the new folder ``out`` without its poison, and train a clean model on the result.
+
+    The suspects come from a scan, or from an earlier ``report`` of one. ``action`` says what becomes of them:
+    ``relabel`` (to what the clean model sees, dropped where it isn't sure), ``drop``, or ``quarantine`` (to the
+    folder ``quarantine``, default ``out`` with ``-quarantine`` added). Raises an ``AdvrbdError``; ``path`` is never
+    written to, and nothing is half-written.
+    """
+    config = config or Config()
+    if action not in ACTIONS:
+        raise ValueError(f"action must be one of {', '.join(ACTIONS)}, not {action!r}")
+    out = Path(out)
+    quarantine = Path(quarantine) if quarantine is not None else out.with_name(f"{out.name}-quarantine")
+    for target in (out, quarantine) if action == "quarantine" else (out,):
+        check_target_folder(target, Path(path))
+    known = None if report is None else read_suspects(report)
+    index, run = _prepare(path, config, split, notify)
+    usable, started = _usable(index), time.perf_counter()
+    with _repeatable():
+        findings = find(run, usable, config) if known is None else _reported(index, known)
+        suspects = findings.suspects.nonzero().flatten()
+        kept = usable[~findings.suspects[usable]]
+        network = relearn(run, kept, config.relearning)
+        if len(suspects):
+            findings.suggested[suspects], findings.confidence[suspects] = relabel(run, network, suspects)
+        result = _report(index, findings, {})
+        decisions = decide(index, result, action, config.relearning.confidence_floor)
+        relabelled, new_labels = _relabelled(index, decisions)
+        fine_tune(run, network, kept, relabelled, new_labels, config.relearning)
+    result = replace(result, run=_run_block(run, config, time.perf_counter() - started))
+    manifest = write_folder(index, decisions, out, quarantine, {"action": action, "config": config.as_dict()})
+    return Cleaned(result, decisions, manifest, network, run.spec, index.classes, _losses(index, decisions))
+
+
+def train_plainly(
+    path: str | os.PathLike, config: Config | None = None, *, split: str | None = None, notify: Notify = ignore
+) -> Network:
+    """The model that ``clean`` would train if every file were trusted: what there is to compare its model with."""
+    config = config or Config()
+    index, run = _prepare(path, config, split, notify)
+    with _repeatable():
+        return relearn(run, _usable(index), config.relearning)
+
+
+def _prepare(path: str | os.PathLike, config: Config, split: str | None, notify: Notify) -> tuple[FolderIndex, Run]:
+    """Index and decode the folder, and choose the device and the model, with a note on each choice."""
+    index = folder.index(path, split)
+    device = choose_device(config.device)
+    notify(Note(f"device: {device.reason}"))
+    if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
+        raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} images, too few to train the model on")
+    side = pixels.typical_side(index)
+    name, arguments, size = choose_model(config.model, side, device, config.image_size)
+    spec = ModelSpec(name, len(index.classes), size, arguments=arguments, pretrained=config.pretrained)
+    build(spec, device, torch.Generator())  # a model that doesn't fit is an error now, not after decoding
+    notify(Note(f"model: {explain_choice(config.model, spec, side, device)}"))
+    index, images = pixels.load(index, size, notify)
+    if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
+        raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} readable images, too few to train on")
+    generator = torch.Generator().manual_seed(config.seed)
+    mean, std = images.statistics(_usable(index), generator)
+    labels = torch.tensor([file.label for file in index.files])
+    return index, Run(images.to(device.device), labels, replace(spec, mean=mean, std=std), device, generator, notify)
+
+
+def _repeatable():
+    """The same numbers every time, on CUDA too."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+
+
+def _usable(index: FolderIndex) -> torch.Tensor:
+    return torch.tensor([position for position, file in enumerate(index.files) if file.status == OK])
+
+
+def _report(index: FolderIndex, findings: Findings, run_block: dict) -> Report:
+    files = []
+    for position, file in enumerate(index.files):
+        label = index.class_name(file)
+        result = FileResult(file.path, label, file.status, file.sha256)
+        if file.status == OK:
+            suspect = bool(findings.suspects[position])
+            result = replace(result, suspect=suspect, score=float(findings.score[position]))
+            if suspect and findings.suggested[position] >= 0:
+                suggested = index.classes[int(findings.suggested[position])]
+                confidence = float(findings.confidence[position])
+                result = replace(result, suggested_label=suggested, suggested_confidence=confidence)
+        files.append(result)
+    counts = Counter(file.label for file in files)
+    suspected = Counter(file.label for file in files if file.suspect)
+    classes = tuple(
+        ClassVerdict(
+            name,
+            counts[name],
+            suspected[name],
+            findings.verdicts.get(label, CLEAN),
+            findings.evidence.get(label, {}),
+        )
+        for label, name in enumerate(index.classes)
+    )
+    by_path = tuple(sorted(files, key=lambda file: os.fsencode(file.path)))
+    return Report(by_path, classes, tuple(findings.cautions), run_block)
+
+
+def _reported(index: FolderIndex, known: dict[str, str]) -> Findings:
+    """The findings of an earlier report; every suspect that it names has to be there, with the same bytes."""
+    hashes = {printable(file.path): (position, file.sha256) for position, file in enumerate(index.files)}
+    count = len(index.files)
+    suspects = torch.zeros(count, dtype=torch.bool)
+    for path, sha256 in known.items():
+        position, found = hashes.get(path, (None, None))
+        if position is None:
+            raise ReportError(f"the report names {path!r}, which isn't in {index.root}; scan the folder again")
+        if found != sha256:
+            raise ReportError(f"{path!r} isn't the file that the report was made of; scan the folder again")
+        suspects[position] = True
+    return Findings(suspects.float(), suspects, torch.full((count,), -1), torch.zeros(count))
+
+
+def _relabelled(index: FolderIndex, decisions: tuple[Decision, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    position = {file.path: number for number, file in enumerate(index.files)}
+    moved = [entry for entry in decisions if entry.action == RELABELLED]
+    where = torch.tensor([position[entry.source] for entry in moved], dtype=torch.int64)
+    return where, torch.tensor([index.classes.index(entry.new_label) for entry in moved], dtype=torch.int64)
+
+
+def _losses(index: FolderIndex, decisions: tuple[Decision, ...]) -> tuple[str, ...]:
+    return tuple(
+        f"class {name!r} has no file left and is missing from the output; the class indices after it shift"
+        for name in emptied_classes(index, decisions)
+    )
+
+
+def _run_block(run: Run, config: Config, seconds: float) -> dict:
+    return {
+        "advrbd": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+        "device": run.device.reason,
+        "model": run.spec.as_dict(),
+        "config": config.as_dict(),
+        "seconds": round(seconds, 1),
+    }

@@ -1,0 +1,1 @@
+"""What a scan found, as an object and as files."""

@@ -1,0 +1,76 @@
+"""The result of a scan: one row per file, one verdict per class, one for the dataset."""
+
+from dataclasses import dataclass, field
+
+from advrbd.data.folder import OK
+from advrbd.errors import SuspectsFound
+
+CLEAN = "clean"
+SUSPICIOUS = "suspicious"
+POISONED = "poisoned"
+VERDICTS = (CLEAN, SUSPICIOUS, POISONED)  # from good to bad
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What the scan says of one file.
+
+    ``score`` is in 0..1, higher = more likely poisoned; it is None where the file couldn't be read. The suggested
+    label is the class that a model trained without the suspects sees in the image, ``suggested_confidence`` its
+    probability; both are None unless the file is a suspect and such a model was trained.
+    """
+
+    path: str
+    label: str
+    status: str
+    sha256: str
+    suspect: bool = False
+    score: float | None = None
+    suggested_label: str | None = None
+    suggested_confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class ClassVerdict:
+    """What the scan says of one class, with the figures that it rests on."""
+
+    label: str
+    files: int
+    suspects: int
+    verdict: str
+    evidence: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of ``advrbd.scan``: ``files`` sorted by path, ``classes`` in the order of their labels.
+
+    ``cautions`` name what limits the result: *not found* and *could not look* are different answers. ``run`` holds
+    the settings, versions, device and timings.
+    """
+
+    files: tuple[FileResult, ...]
+    classes: tuple[ClassVerdict, ...]
+    cautions: tuple[str, ...] = ()
+    run: dict = field(default_factory=dict)
+
+    @property
+    def suspects(self) -> tuple[FileResult, ...]:
+        """The files that are more likely poisoned than not."""
+        return tuple(file for file in self.files if file.suspect)
+
+    @property
+    def unread(self) -> tuple[FileResult, ...]:
+        """The files that couldn't be scanned; their ``status`` says why."""
+        return tuple(file for file in self.files if file.status != OK)
+
+    @property
+    def verdict(self) -> str:
+        """The worst of the classes' verdicts: ``clean``, ``suspicious`` or ``poisoned``."""
+        return max((entry.verdict for entry in self.classes), key=VERDICTS.index, default=CLEAN)
+
+    def raise_for_suspects(self) -> None:
+        """Raise ``SuspectsFound`` when there is at least one suspect; for use in a pipeline."""
+        if self.suspects:
+            named = [entry.label for entry in self.classes if entry.suspects]
+            raise SuspectsFound(f"{len(self.suspects)} suspected files, labelled {', '.join(named)}")

@@ -1,0 +1,41 @@
+"""The commands, gathered. Nothing here imports torch: help, version and usage errors answer at once."""
+
+from typing import Annotated
+
+import typer
+
+from advrbd.version import __version__
+from advrbd_cli import clean, demo, exits, poison, scan
+
+app = typer.Typer(
+    name="advrbd",
+    help="Find backdoor-poisoned images in a dataset you don't control, and get a clean one back.",
+    epilog="Exit codes: 0 no suspects, 1 suspects found, 2 anything else went wrong, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("scan", epilog=scan.EXAMPLES)(scan.scan)
+app.command("clean", epilog=clean.EXAMPLES)(clean.clean)
+app.command("poison", epilog=poison.EXAMPLES)(poison.poison)
+app.command("demo")(demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"advrbd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Find backdoor-poisoned images in a dataset you don't control, and get a clean one back."""
+
+
+def main() -> None:
+    """The console script."""
+    exits.guard(app)

@@ -1,0 +1,104 @@
+"""``advrbd clean``: a folder without the poison, and a clean model."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advrbd_cli import console, options
+
+if TYPE_CHECKING:
+    from advrbd.pipeline import Cleaned
+
+EXAMPLES = "Example: advrbd scan ./data; advrbd clean ./data --report advrbd-report.csv --out ./clean"
+
+
+def clean(
+    data: options.Data,
+    out: Annotated[Path, typer.Option(help="New folder for the cleaned dataset.", show_default=False)],
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take the suspects from this report of `advrbd scan` instead of scanning.", show_default=False
+        ),
+    ] = None,
+    action: Annotated[
+        options.Action, typer.Option(help="What to do with the suspects.", rich_help_panel="Suspects")
+    ] = options.Action.relabel,
+    confidence_floor: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Drop a suspect whose new label is less sure than this.", rich_help_panel="Suspects"
+        ),
+    ] = 0.5,
+    quarantine: Annotated[
+        Path | None,
+        typer.Option(help="Folder for --action quarantine. [default: OUT-quarantine]", rich_help_panel="Suspects"),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="CSV report of what was done.", rich_help_panel="Output")
+    ] = Path("advrbd-clean-report.csv"),
+    save_model: Annotated[
+        Path | None,
+        typer.Option(help="File for the clean model. [default: OUT.safetensors]", rich_help_panel="Output"),
+    ] = None,
+    split: options.Split = None,
+    model: options.Model = "auto",
+    device: options.DeviceName = "auto",
+    image_size: options.ImageSize = None,
+    pretrained: options.Pretrained = False,
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    progress: options.ShowProgress = None,
+) -> None:
+    """Write a cleaned copy of an image folder, and a model trained on it.
+
+    Suspects are relabelled by a model that never learned their labels, and dropped where it isn't sure. Every file
+    is accounted for in OUT/advrbd-manifest.json. DATA is only read.
+    """
+    console.state.quiet, console.state.verbose = quiet, verbose
+    save_model = save_model or out.with_name(f"{out.name}.safetensors")
+    _check_before_work(data, out, output, save_model)
+
+    from advrbd.config import Config, RelearningSettings
+    from advrbd.model.saved import save_model as save
+    from advrbd.output import decisions_csv
+    from advrbd.pipeline import clean as run_clean
+    from advrbd.writing import write_whole
+
+    config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
+    config = replace(config, relearning=replace(RelearningSettings(), confidence_floor=confidence_floor))
+    with console.Narrator(progress) as narrator:
+        cleaned = run_clean(
+            data, out, config, report=report, action=action.value, quarantine=quarantine, split=split, notify=narrator
+        )
+    write_whole(output, decisions_csv(cleaned.report, cleaned.decisions))
+    save(save_model, cleaned.network, cleaned.spec, cleaned.classes)
+    summarise(cleaned, out, output, save_model)
+
+
+def summarise(cleaned: "Cleaned", out: Path, output: Path, model: Path) -> None:
+    """What became of the files, and where everything is."""
+    counts = Counter(entry.action for entry in cleaned.decisions)
+    for message in cleaned.cautions:
+        console.caution(message)
+    console.say(", ".join(f"{count} {action}" for action, count in sorted(counts.items())))
+    console.say(f"dataset: {out}; model: {model}; report: {output}")
+    console.say(f"next: train on {out}")
+
+
+def _check_before_work(data: Path, out: Path, output: Path, model: Path) -> None:
+    """Refuse what can't be written before an hour of training, not after."""
+    from advrbd.errors import OutputError
+    from advrbd.writing import check_target_file
+
+    for target in (output, model):
+        if data.is_dir():
+            check_target_file(target, data)
+        if target.resolve().is_relative_to(out.resolve()):
+            raise OutputError(f"{target} lies inside {out}, which may hold only class folders; put it elsewhere")
+    if model.exists():
+        raise OutputError(f"{model} exists already; name another file with --save-model")

@@ -1,0 +1,115 @@
+"""All that a person sees, on stderr: progress, notes, errors. stdout belongs to reports that were asked for there."""
+
+import sys
+import time
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from advrbd import events
+from advrbd.writing import printable
+
+
+@dataclass
+class State:
+    """How much the user wants to see."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+state = State()
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+SECONDS_BETWEEN_LINES = 10
+
+
+def safe(text: str) -> str:
+    """Text from outside as one harmless line: control characters and stray bytes as escapes."""
+    shown = printable(text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
+
+
+def error(message: str) -> None:
+    stderr.print(Text.assemble(("error: ", "bold red"), safe(message)))
+
+
+def caution(message: str) -> None:
+    if not state.quiet:
+        stderr.print(Text.assemble(("warning: ", "yellow"), safe(message)))
+
+
+def say(message: str) -> None:
+    if not state.quiet:
+        stderr.print(Text(safe(message)))
+
+
+def show(table: Table) -> None:
+    if not state.quiet:
+        stderr.print(table)
+
+
+class Narrator:
+    """Turns the events of a run into a live bar on a terminal, or into plain lines where there is none.
+
+    A context: the bar is gone when it ends. Call it with an event.
+    """
+
+    def __init__(self, progress: bool | None = None) -> None:
+        wanted = stderr.is_interactive if progress is None else progress
+        self._live = wanted and stderr.is_terminal and not state.quiet
+        self._lines = not self._live and progress is not False and not state.quiet
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}", markup=False),
+            TimeRemainingColumn(),
+            console=stderr,
+            transient=True,
+            disable=not self._live,
+        )
+        self._stage, self._task, self._started, self._last = "", None, 0.0, 0.0
+
+    def __enter__(self) -> "Narrator":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.Note(message):
+                say(message)
+            case events.Caution(message):
+                caution(message)
+            case events.Progress():
+                self._progress(event)
+
+    def _progress(self, event: events.Progress) -> None:
+        now = time.monotonic()
+        if event.stage != self._stage:
+            self._stage, self._started, self._last = event.stage, now, now
+            if self._live:
+                for task in self._bar.task_ids:
+                    self._bar.remove_task(task)
+                self._task = self._bar.add_task(event.stage, total=event.total, detail="")
+        if self._live:
+            self._bar.update(self._task, completed=event.done, total=event.total, detail=event.detail)
+        elif self._lines and (event.done >= event.total or now - self._last >= SECONDS_BETWEEN_LINES):
+            self._last = now
+            spent = now - self._started
+            left = spent * (event.total - event.done) / max(1, event.done)
+            detail = f" ({event.detail})" if event.detail else ""
+            remaining = f", about {left:.0f} s left" if event.done < event.total else f", {spent:.0f} s"
+            say(f"{event.stage}: {event.done}/{event.total} {event.unit}{detail}{remaining}")
+
+
+def to_stdout(data: bytes) -> None:
+    """A report that was asked for on stdout, and nothing else ever."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

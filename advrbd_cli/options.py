@@ -1,0 +1,57 @@
+"""The options that several commands share, spelled once."""
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advrbd.errors import AdvrbdError
+
+
+class Format(StrEnum):
+    csv = "csv"
+    json = "json"
+    jsonl = "jsonl"
+    table = "table"
+
+
+class Action(StrEnum):
+    relabel = "relabel"
+    drop = "drop"
+    quarantine = "quarantine"
+
+
+Data = Annotated[Path, typer.Argument(help="Image folder: one sub-folder of images per class.", show_default=False)]
+Model = Annotated[
+    str, typer.Option(help="Any timm classification model, or auto.", rich_help_panel="Model", metavar="NAME")
+]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel="Model")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(help="Side in pixels to train at. [default: from the images]", min=8, rich_help_panel="Model"),
+]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Start from timm's weights (downloads them).", rich_help_panel="Model")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, rich_help_panel="Model")]
+Split = Annotated[
+    str | None, typer.Option(help="Scan this sub-folder (train, val, ...) of DATA.", metavar="NAME", show_default=False)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.", rich_help_panel="Output")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr.", rich_help_panel="Output")]
+ShowProgress = Annotated[
+    bool | None,
+    typer.Option(
+        "--progress/--no-progress", help="[default: live on a terminal, lines elsewhere]", rich_help_panel="Output"
+    ),
+]
+
+
+def parse_fail_on(text: str) -> tuple[float, bool]:
+    """``N`` or ``P%`` as a number and whether it is a share in percent."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+    if not match or float(match[1]) <= 0 or (match[2] and float(match[1]) > 100) or (not match[2] and "." in match[1]):
+        raise AdvrbdError(f"--fail-on takes a number of files (5) or a share of them (0.5%), not {text!r}")
+    return float(match[1]), bool(match[2])

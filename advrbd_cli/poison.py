@@ -1,0 +1,40 @@
+"""``advrbd poison``: plant a known backdoor in a copy of a folder, to see what a scan makes of it."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advrbd_cli import console, options
+
+EXAMPLES = "Example: advrbd poison ./data --attack badnets --target-label cat --out ./poisoned"
+
+
+def poison(
+    data: options.Data,
+    attack: Annotated[str, typer.Option(help="badnets or blend.", show_default=False)],
+    target_label: Annotated[str, typer.Option(help="Class that the backdoor leads to.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="New folder for the poisoned copy.", show_default=False)],
+    poison_rate: Annotated[float, typer.Option(help="Share of all images to poison.", min=0, max=1)] = 0.05,
+    seed: Annotated[int, typer.Option(help="Seed of the trigger and of the choice of images.", min=0)] = 0,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Write a copy of an image folder with a backdoor in it, for testing.
+
+    The truth lies beside it in OUT.truth.csv: which files are poisoned (role poison), which only carry the trigger
+    (cover), and where they came from.
+    """
+    console.state.quiet, console.state.verbose = quiet, verbose
+
+    from advrbd.attacks import ATTACKS
+    from advrbd.attacks.plant import plant
+    from advrbd.errors import AdvrbdError
+
+    if attack not in ATTACKS:
+        raise AdvrbdError(f"unknown attack {attack!r}; there are {', '.join(ATTACKS)}")
+    planted = plant(data, out, ATTACKS[attack](seed=seed), target_label, poison_rate, seed)
+    counts = Counter(entry.role for entry in planted)
+    console.say(", ".join(f"{count} {role}" for role, count in sorted(counts.items())))
+    console.say(f"dataset: {out}; truth: {out}.truth.csv")

@@ -1,0 +1,125 @@
+"""``advrbd scan``: which files look poisoned?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from advrbd_cli import console, exits, options
+
+if TYPE_CHECKING:
+    from advrbd.reports.report import Report
+
+EXAMPLES = "Example: advrbd scan ./data -o report.json && train.sh ./data"
+COLOURS = {"clean": "green", "suspicious": "yellow", "poisoned": "bold red"}
+
+
+def scan(
+    data: options.Data,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Report to write; - is stdout. [default: advrbd-report.csv]",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    form: Annotated[
+        options.Format | None,
+        typer.Option(
+            "--format", "-f", help="[default: from the name of the report, else csv]", rich_help_panel="Output"
+        ),
+    ] = None,
+    all_files: Annotated[
+        bool, typer.Option("--all-files", help="A row for every file, not only for suspects.", rich_help_panel="Output")
+    ] = False,
+    fail_on: Annotated[
+        str, typer.Option(help="Exit 1 from this many suspects on.", metavar="N|P%", rich_help_panel="Verdict")
+    ] = "1",
+    exit_zero: Annotated[
+        bool, typer.Option("--exit-zero", help="Exit 0 even if there are suspects.", rich_help_panel="Verdict")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 2 if any file couldn't be read.", rich_help_panel="Verdict")
+    ] = False,
+    split: options.Split = None,
+    model: options.Model = "auto",
+    device: options.DeviceName = "auto",
+    image_size: options.ImageSize = None,
+    pretrained: options.Pretrained = False,
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    progress: options.ShowProgress = None,
+) -> None:
+    """Scan an image folder for backdoor-poisoned files; exit 1 if there are any.
+
+    Needs no clean images and no knowledge of the attack. DATA is only read.
+    """
+    console.state.quiet, console.state.verbose = quiet, verbose
+    threshold, is_share = options.parse_fail_on(fail_on)
+    target = None if output == "-" else Path(output or f"advrbd-report.{'txt' if form == 'table' else form or 'csv'}")
+    form = form or _form_of(target)
+    _check_before_work(target, data)
+
+    from advrbd.config import Config
+    from advrbd.pipeline import scan as run_scan
+    from advrbd.reports.tables import render
+    from advrbd.writing import write_whole
+
+    config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
+    with console.Narrator(progress) as narrator:
+        report = run_scan(data, config, split=split, notify=narrator)
+    rendered = render(report, form.value, all_files)
+    if target is None:
+        console.to_stdout(rendered)
+    else:
+        write_whole(target, rendered)
+    summarise(report, target)
+    if report.suspects:
+        console.say(f"next: advrbd clean {data}{f' --report {target}' if _readable(form, target) else ''} --out CLEAN")
+
+    if strict and report.unread:
+        console.error(f"{len(report.unread)} files couldn't be read (--strict)")
+        raise typer.Exit(exits.FAILED)
+    found = len(report.suspects) * 100 / max(1, len(report.files)) if is_share else len(report.suspects)
+    if found >= threshold and report.suspects and not exit_zero:
+        raise typer.Exit(exits.SUSPECTS)
+
+
+def summarise(report: "Report", target: Path | None) -> None:
+    """What was found, by class, and where the report is."""
+    table = Table("class", "files", "suspects", "verdict", title=None)
+    shown = [entry for entry in report.classes if entry.suspects or entry.verdict != "clean"]
+    for entry in shown:
+        verdict = Text(entry.verdict, style=COLOURS[entry.verdict])
+        table.add_row(Text(console.safe(entry.label)), str(entry.files), str(entry.suspects), verdict)
+    if shown:
+        console.show(table)
+    count, unread = len(report.suspects), len(report.unread)
+    console.say(
+        f"{len(report.files)} files in {len(report.classes)} classes: "
+        + (f"{count} suspected of being poisoned" if count else "no suspects")
+        + (f"; {unread} could not be read (see their status in the report)" if unread else "")
+    )
+    console.say(f"verdict: {report.verdict}" + (f"; report: {target}" if target else ""))
+
+
+def _form_of(target: Path | None) -> options.Format:
+    suffix = "" if target is None else target.suffix.lower().lstrip(".")
+    return options.Format(suffix) if suffix in options.Format else options.Format.csv
+
+
+def _readable(form: options.Format, target: Path | None) -> bool:
+    return target is not None and form != options.Format.table
+
+
+def _check_before_work(target: Path | None, data: Path) -> None:
+    """Refuse what can't be written before an hour of training, not after."""
+    from advrbd.writing import check_target_file
+
+    if target is not None and data.is_dir():
+        check_target_file(target, data)
