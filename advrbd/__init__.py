@@ -30,7 +30,20 @@ _HOMES = {
     "Report": "advrbd.reports.report",
 }
 
-__all__ = ["AdvrbdError", "SuspectsFound", "__version__", "errors", *_HOMES]
+__all__ = [
+    "AdvrbdError",
+    "ClassVerdict",
+    "Cleaned",
+    "Config",
+    "FileResult",
+    "Report",
+    "SuspectsFound",
+    "__version__",
+    "clean",
+    "errors",
+    "load_model",
+    "scan",
+]
 
 
 def __getattr__(name: str):

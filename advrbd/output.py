@@ -43,8 +43,8 @@ class Decision:
     sha256: str
 
 
-def decide(index: FolderIndex, report: Report, action: str, confidence_floor: float) -> tuple[Decision, ...]:
-    """Decide on every file of ``index``: keep it, or do with a suspect what ``action`` says.
+def decide(report: Report, action: str, confidence_floor: float) -> tuple[Decision, ...]:
+    """Decide on every file of ``report``: keep it, or do with a suspect what ``action`` says.
 
     ``relabel`` moves a suspect to its suggested class when the confidence reaches ``confidence_floor`` and the class
     is another one, and drops it otherwise: a guess isn't worth the poison. ``drop`` and ``quarantine`` guess nothing.

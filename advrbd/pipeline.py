@@ -100,7 +100,7 @@ def clean(
         if len(suspects):
             findings.suggested[suspects], findings.confidence[suspects] = relabel(run, network, suspects)
         result = _report(index, findings, {})
-        decisions = decide(index, result, action, config.relearning.confidence_floor)
+        decisions = decide(result, action, config.relearning.confidence_floor)
         relabelled, new_labels = _relabelled(index, decisions)
         fine_tune(run, network, kept, relabelled, new_labels, config.relearning)
     result = replace(result, run=_run_block(run, config, time.perf_counter() - started))

@@ -17,15 +17,15 @@ def write_whole(path: Path, data: bytes) -> None:
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.", delete=False) as file:
-            temporary = file.name
+            temporary = Path(file.name)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
@@ -85,7 +85,7 @@ class Names:
         self._taken = {path.casefold() for path in taken}
 
     def claim(self, path: str, origin: str) -> str:
-        """``path`` if it is free, else with ``__from-origin`` (and a number, if that is taken too) before its suffix."""
+        """``path`` if it is free, else with ``__from-origin`` (and a number, if need be) before its suffix."""
         wanted = PurePosixPath(path)
         candidate, number = path, 1
         while candidate.casefold() in self._taken:

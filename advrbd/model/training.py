@@ -24,7 +24,7 @@ Targets = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 def given(labels: torch.Tensor) -> Targets:
     """Targets that never change: ``labels`` int64 [N] of all images."""
-    return lambda indices, generator: labels[indices]
+    return lambda indices, _: labels[indices]
 
 
 def train(
