@@ -54,16 +54,20 @@ class EnhancementSettings:
     cleared: float = 0.1
     hopeless_ambiguity: float = 0.4
     training: TrainingSettings = field(
-        default_factory=lambda: TrainingSettings(epochs=1, minimum_steps=0, learning_rate=0.02)
+        default_factory=lambda: TrainingSettings(epochs=1, minimum_steps=0, learning_rate=0.05)
     )
 
 
 @dataclass(frozen=True)
 class IdentificationSettings:
-    """``ambiguity_limit``: undecided images per carrier at which a class is as likely natural as poisoned."""
+    """``ambiguity_limit``: undecided images per carrier at which a class is as likely natural as poisoned.
+
+    ``even_odds``: the enhanced probability at which a file of a convicted class is as likely poisoned as not.
+    """
 
     ambiguity_limit: float = 0.2
     ambiguity_slope: float = 8.0
+    even_odds: float = 0.15
     unexamined: float = 0.01
 
 
@@ -72,7 +76,7 @@ class RelearningSettings:
     """Eq. 5. Under ``confidence_floor`` a suspect is dropped rather than given a guessed label."""
 
     confidence_floor: float = 0.5
-    clean: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=24, shift=0.0625))
+    clean: TrainingSettings = field(default_factory=lambda: TrainingSettings(shift=0.0625))
     fine_tuning: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(epochs=4, minimum_steps=100, learning_rate=0.01, shift=0.0625)
     )

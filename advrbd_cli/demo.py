@@ -56,7 +56,8 @@ def demo(
         write_whole(folder / "clean-report.csv", decisions_csv(cleaned.report, cleaned.decisions))
         save_model(folder / "clean.safetensors", cleaned.network, cleaned.spec, cleaned.classes)
     clean.summarise(cleaned, out / "clean", out / "clean-report.csv", out / "clean.safetensors")
-    _compare(detection(report, truth), undefended, cleaned.network, attack, held_out, held_out_labels)
+    found = detection(report.files, {entry.path: entry.role for entry in truth})
+    _compare(found, undefended, cleaned.network, attack, held_out, held_out_labels)
 
 
 def _undefended(data: Path, config, narrator):

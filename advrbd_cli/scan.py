@@ -110,7 +110,7 @@ def summarise(report: "Report", target: Path | None) -> None:
 
 def _form_of(target: Path | None) -> options.Format:
     suffix = "" if target is None else target.suffix.lower().lstrip(".")
-    return options.Format(suffix) if suffix in options.Format else options.Format.csv
+    return options.Format(suffix) if suffix in set(options.Format) else options.Format.csv
 
 
 def _readable(form: options.Format, target: Path | None) -> bool:

@@ -8,12 +8,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from advrbd.attacks.base import COVER, POISON, Attack
-from advrbd.attacks.plant import PlantedFile
+from advrbd.attacks.plant import CLEAN
 from advrbd.data.pixels import Pixels
 from advrbd.model.device import choose_device
 from advrbd.model.factory import Network
 from advrbd.model.inference import infer
-from advrbd.reports.report import Report
+from advrbd.reports.report import FileResult
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,10 @@ class Detection:
         return self.false_alarms / self.clean if self.clean else float("nan")
 
 
-def detection(report: Report, truth: Iterable[PlantedFile]) -> Detection:
-    """Hold a report of a planted folder against the truth."""
-    role = {entry.path: entry.role for entry in truth}
-    readable = [file for file in report.files if file.score is not None]
-    roles = np.array([role[file.path] for file in readable])
+def detection(files: Iterable[FileResult], role: dict[str, str]) -> Detection:
+    """Hold the files of a report against the truth: the role of each path, ``clean`` for those that aren't in it."""
+    readable = [file for file in files if file.score is not None]
+    roles = np.array([role.get(file.path, CLEAN) for file in readable])
     suspects = np.array([file.suspect for file in readable])
     score = np.array([file.score for file in readable])
     poisoned, cover = roles == POISON, roles == COVER

@@ -27,7 +27,7 @@ class Enhanced:
     """What the enhanced models say of the class ``label``.
 
     ``probability`` float32 [M]: that an image carries what the group carries, in 0..1. ``ambiguity``: undecided
-    images of the class for each one that carries it; near 0 for a trigger, 0.4 and more for a natural group.
+    images of the class for each one on its smaller side; near 0 for a trigger, 0.4 and more for a natural group.
     """
 
     label: int
@@ -108,6 +108,11 @@ def _learn_and_unlearn(
 
 
 def _ambiguity(probability: torch.Tensor, settings: EnhancementSettings) -> float:
-    """Undecided images (probability between the two limits) for each image that carries what the group carries."""
+    """Undecided images of a class (probability between the two limits) for each image on its smaller side.
+
+    Infinite where there is one side only: what tells all of the class from the other classes is no trigger in it.
+    """
     undecided = ((probability > settings.cleared) & (probability < 1 - settings.cleared)).sum()
-    return float(undecided / (probability > 0.5).sum().clamp_min(1))
+    carriers = int((probability > 0.5).sum())
+    smaller = min(carriers, len(probability) - carriers)
+    return float(undecided) / smaller if smaller else float("inf")

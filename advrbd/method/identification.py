@@ -6,6 +6,7 @@ two kinds of image does the class hold a trigger, and only there can a file be a
 """
 
 from dataclasses import dataclass
+from math import exp, log
 
 import torch
 
@@ -48,12 +49,27 @@ def identify(
         entry = examined[split.label]
         conviction = _conviction(entry.ambiguity, settings)
         verdicts[split.label] = POISONED if conviction > 0.5 else SUSPICIOUS if conviction > 0.25 else CLEAN
-        evidence[split.label] |= {"ambiguity": round(entry.ambiguity, 3), "conviction": round(conviction, 3)}
-        score[members] = conviction * entry.probability[members]
+        evidence[split.label] |= {"ambiguity": round(min(entry.ambiguity, 99.0), 3), "conviction": round(conviction, 3)}
+        score[members] = conviction * _moved(entry.probability[members], log(1 / settings.even_odds - 1))
     return Identification(score, score > 0.5, verdicts, evidence)
+
+
+def second_opinion(score: torch.Tensor, own_label_probability: torch.Tensor) -> torch.Tensor:
+    """Scores of files in convicted classes, raised where a model that learned no suspect denies their label.
+
+    ``score`` float32 [K], ``own_label_probability`` float32 [K]: what that model gives to the label they have. A
+    trigger that hardly shows (a white corner on a white background) leaves the enhanced models in doubt; an image
+    that is foreign to its class as well isn't there by chance. Agreement clears nobody: labels may be true.
+    """
+    denied = torch.logit(1 - own_label_probability, eps=1e-3).clamp_min(0)
+    return _moved(score, denied)
+
+
+def _moved(probability: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
+    """Probabilities with their log-odds moved ``by`` so much."""
+    return torch.sigmoid(torch.logit(probability, eps=1e-5) + by)
 
 
 def _conviction(ambiguity: float, settings: IdentificationSettings) -> float:
     """P(the class holds a trigger): a logistic curve in the ambiguity, one half at its limit."""
-    steepness = 4 * settings.ambiguity_slope * (settings.ambiguity_limit - ambiguity)
-    return float(torch.sigmoid(torch.tensor(steepness)))
+    return 1 / (1 + exp(4 * settings.ambiguity_slope * (min(ambiguity, 10) - settings.ambiguity_limit)))

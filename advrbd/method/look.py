@@ -12,13 +12,14 @@ import torch
 from advrbd.config import Config
 from advrbd.events import Caution, Note
 from advrbd.method.enhancement import enhance
-from advrbd.method.identification import Identification, identify
+from advrbd.method.identification import Identification, identify, second_opinion
 from advrbd.method.partition import partition
 from advrbd.method.relearning import relabel
 from advrbd.method.separation import candidates, separate
 from advrbd.model.factory import Network
+from advrbd.model.inference import Outputs
 from advrbd.model.run import Run
-from advrbd.reports.report import CLEAN, VERDICTS
+from advrbd.reports.report import CLEAN, POISONED, VERDICTS
 
 
 @dataclass
@@ -48,7 +49,8 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     )
     for findings.looks in range(1, config.looks + 1):
         kept = examples[~findings.suspects[examples]]
-        network, found = look(run, kept, config, findings)
+        network, outputs, found = look(run, kept, config, findings)
+        _hear_second_opinion(run, findings, kept, outputs)
         _suggest(run, network, findings)
         _merge(findings, kept, found)
         if not found.suspects.any():
@@ -58,7 +60,9 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     return findings
 
 
-def look(run: Run, examples: torch.Tensor, config: Config, findings: Findings) -> tuple[Network, Identification]:
+def look(
+    run: Run, examples: torch.Tensor, config: Config, findings: Findings
+) -> tuple[Network, Outputs, Identification]:
     """One pass through the stages over the images ``examples``; what limits it becomes a caution in ``findings``."""
     labels = run.labels[examples]
     network = run.fresh_network()
@@ -76,7 +80,7 @@ def look(run: Run, examples: torch.Tensor, config: Config, findings: Findings) -
         enhance(run, network, examples, split, parts.seeds, config.enhancement)
         for split in candidates(splits, config.separation)
     )
-    return network, identify(labels, splits, enhanced, config.identification)
+    return network, outputs, identify(labels, splits, enhanced, config.identification)
 
 
 def _check_learned(run: Run, predicted: torch.Tensor, labels: torch.Tensor, findings: Findings) -> None:
@@ -92,6 +96,16 @@ def _check_learned(run: Run, predicted: torch.Tensor, labels: torch.Tensor, find
         )
 
 
+def _hear_second_opinion(run: Run, findings: Findings, kept: torch.Tensor, outputs: Outputs) -> None:
+    """Reconsider what earlier looks left in the classes that they convicted, now that a model learned no suspect."""
+    convicted = [label for label, verdict in findings.verdicts.items() if verdict == POISONED]
+    labels = run.labels[kept]
+    left = torch.isin(labels, torch.tensor(convicted, dtype=torch.int64)).nonzero().flatten()
+    own = outputs.probabilities[left, labels[left]]
+    findings.score[kept[left]] = second_opinion(findings.score[kept[left]], own)
+    findings.suspects[kept[left]] = findings.score[kept[left]] > 0.5
+
+
 def _suggest(run: Run, network: Network, findings: Findings) -> None:
     """Ask ``network``, which was trained without them, for the class of the suspects found so far."""
     earlier = findings.suspects.nonzero().flatten()
@@ -100,8 +114,8 @@ def _suggest(run: Run, network: Network, findings: Findings) -> None:
 
 
 def _merge(findings: Findings, kept: torch.Tensor, found: Identification) -> None:
-    findings.score[kept] = found.score
-    findings.suspects[kept] = found.suspects
+    findings.score[kept] = torch.maximum(findings.score[kept], found.score)  # what one look suspected stays suspicious
+    findings.suspects[kept] |= found.suspects
     for label, verdict in found.verdicts.items():
         worse = VERDICTS.index(verdict) > VERDICTS.index(findings.verdicts.get(label, CLEAN))
         if worse or label not in findings.evidence:

@@ -1,0 +1,37 @@
+"""What the tests share: a small real image folder, and a fingerprint of a tree to prove that it was left alone."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from advrbd.benchmark.digits import digits, write_image_folder
+
+settings.register_profile("advrbd", deadline=None, derandomize=True, database=None)
+settings.load_profile("advrbd")
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 handwritten digits of 16x16 pixels, 30 a class. Copy it before you change it."""
+    images, labels, _, _ = digits()
+    chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:30] for label in range(10)]))
+    root = tmp_path_factory.mktemp("shared") / "digits"
+    write_image_folder(images[chosen], labels[chosen], root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[Path], dict[str, str]]:
+    """A function from a folder to all that lies in it: relative path to SHA-256 (``""`` for a folder)."""
+
+    def take(root: Path) -> dict[str, str]:
+        return {
+            path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+            for path in root.rglob("*")
+        }
+
+    return take

@@ -1,0 +1,150 @@
+"""The stages, each on its own: what they compute, and that they touch nothing else."""
+
+import copy
+
+import pytest
+import torch
+
+from advrbd.config import IdentificationSettings, PartitionSettings, SeparationSettings, TrainingSettings
+from advrbd.data.pixels import Pixels
+from advrbd.method.enhancement import Enhanced, unlearning
+from advrbd.method.identification import identify
+from advrbd.method.partition import partition
+from advrbd.method.perturbation import divergence, random_patches
+from advrbd.method.separation import Split, candidates, separate
+from advrbd.model.device import choose_device
+from advrbd.model.factory import ModelSpec, build
+from advrbd.model.inference import Outputs
+from advrbd.model.run import Run
+from advrbd.reports.report import CLEAN, POISONED
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def network(generator):
+    return build(ModelSpec("test_resnet", 4, 16), choose_device("cpu"), generator)
+
+
+def test_patches_are_squares_of_the_side_that_was_asked_for_anywhere_in_the_image(generator):
+    masks = random_patches(200, 16, 5, generator)
+    assert masks.shape == (200, 1, 16, 16)
+    assert masks.flatten(1).sum(dim=1).eq(25).all()
+    assert masks.amax(dim=(1, 2)).sum(dim=1).eq(5).all()  # five columns: a square, not scattered
+    assert masks.sum(dim=(0, 1)).gt(0).all()  # every pixel is reached
+
+
+def test_divergence_grows_with_epsilon_and_leaves_the_network_as_it_was(network, generator):
+    images = torch.rand(8, 3, 16, 16, generator=generator)
+    before = copy.deepcopy(network.state_dict())
+
+    def score(epsilon: float, steps: int) -> torch.Tensor:
+        settings = PartitionSettings(epsilon=epsilon, steps=steps)
+        return divergence(network, images, settings, choose_device("cpu"), torch.Generator().manual_seed(1))
+
+    assert score(0.0, 2).abs().max() < 1e-4
+    assert score(0.1, 2).mean() > score(0.01, 2).mean() > 0
+    assert score(0.1, 2).mean() > score(0.1, 0).mean()  # the steps go against the prediction; noise alone does less
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_partition_takes_the_most_sensitive_share_of_every_class(network, generator):
+    labels = torch.tensor([0, 1, 2, 3]).repeat(25)
+    pixels = Pixels(torch.randint(0, 256, (100, 16, 16, 3), generator=generator, dtype=torch.uint8))
+    run = Run(pixels, labels, ModelSpec("test_resnet", 4, 16), choose_device("cpu"), generator)
+    examples = torch.arange(0, 100, 1)[labels != 2]
+    parts = partition(run, network, examples, PartitionSettings(rate=0.2))
+    assert parts.divergence.shape == parts.seeds.shape == (75,)
+    for label in (0, 1, 3):
+        members = labels[examples] == label
+        assert parts.seeds[members].sum() == 5
+        assert parts.divergence[members & parts.seeds].min() >= parts.divergence[members & ~parts.seeds].max()
+
+
+def planted_features(generator, planted: int, class_size: int = 300, distance: float = 8.0):
+    """Features of three Gaussian classes, of which class 1 has ``planted`` members shifted along one direction."""
+    labels = torch.arange(3).repeat_interleave(class_size)
+    features = torch.randn(len(labels), 20, generator=generator) @ torch.randn(20, 20, generator=generator)
+    features += labels[:, None] * 5.0
+    group = torch.zeros(len(labels), dtype=torch.bool)
+    group[class_size : class_size + planted] = True
+    direction = features[:class_size].std(dim=0)
+    features[group] += distance * direction
+    return Outputs(torch.zeros(len(labels), 3), features), labels, group
+
+
+def test_separation_finds_the_planted_group_and_ranks_its_class_first(generator):
+    outputs, labels, group = planted_features(generator, planted=60)
+    seeds = (torch.rand(len(labels), generator=generator) < 0.2) & ~group
+    splits = separate(outputs, labels, seeds, SeparationSettings(), generator)
+    best = candidates(splits, SeparationSettings())[0]
+    assert best.label == 1
+    assert best.bimodality > 4
+    assert (best.group == group).float().mean() > 0.99
+
+
+def test_separation_takes_the_part_without_seeds_when_the_poison_outnumbers_the_class(generator):
+    outputs, labels, group = planted_features(generator, planted=170)
+    seeds = (torch.rand(len(labels), generator=generator) < 0.2) & ~group
+    (split,) = (s for s in separate(outputs, labels, seeds, SeparationSettings(), generator) if s.label == 1)
+    assert (split.group == group).float().mean() > 0.99
+
+
+def test_classes_too_small_to_split_are_passed_over(generator):
+    outputs, labels, group = planted_features(generator, planted=3, class_size=15)
+    assert separate(outputs, labels, ~group, SeparationSettings(minimum_group=10), generator) == ()
+
+
+def test_unlearning_draws_every_label_but_the_own_one_and_learning_never_changes_it(generator):
+    learned = torch.zeros(1000, dtype=torch.bool)
+    learned[:500] = True
+    labels = unlearning(2, learned, 5)(torch.arange(1000), generator)
+    assert labels[:500].eq(2).all()
+    assert set(labels[500:].tolist()) == {0, 1, 3, 4}
+
+
+def verdict_of(ambiguity: float, probability: torch.Tensor):
+    labels = torch.zeros(len(probability), dtype=torch.int64)
+    split = Split(0, probability > 0.5, bimodality=5.0, distance=8.0)
+    enhanced = Enhanced(0, probability, ambiguity, 3)
+    return identify(labels, (split,), (enhanced,), IdentificationSettings())
+
+
+def test_a_sharp_division_convicts_the_class_and_a_blurred_one_does_not():
+    probability = torch.tensor([0.99, 0.95, 0.02, 0.01])
+    sharp, blurred = verdict_of(0.05, probability), verdict_of(0.6, probability)
+    assert sharp.verdicts == {0: POISONED}
+    assert sharp.suspects.tolist() == [True, True, False, False]
+    assert blurred.verdicts == {0: CLEAN}
+    assert not blurred.suspects.any()
+    assert sharp.score[0] > blurred.score[0]
+
+
+def test_a_class_that_was_not_enhanced_has_no_suspects_whatever_its_split():
+    labels = torch.zeros(4, dtype=torch.int64)
+    split = Split(0, torch.tensor([True, True, False, False]), bimodality=9.0, distance=20.0)
+    found = identify(labels, (split,), (), IdentificationSettings())
+    assert not found.suspects.any()
+    assert found.score[0] > found.score[2]
+
+
+def test_training_is_the_same_for_the_same_generator_and_learns(generator):
+    labels = torch.arange(4).repeat(40)
+    images = torch.randint(0, 100, (160, 16, 16, 3), generator=generator, dtype=torch.uint8)
+    images[torch.arange(160), labels * 4, :, :] = 255  # a bright line tells the class
+    settings = TrainingSettings(epochs=6, minimum_steps=60, batch_size=32, flip=False)
+
+    def trained():
+        own = torch.Generator().manual_seed(3)
+        run = Run(Pixels(images), labels, ModelSpec("test_resnet", 4, 16), choose_device("cpu"), own)
+        network = run.fresh_network()
+        run.train(network, torch.arange(160), settings, "train")
+        return run.infer(network, torch.arange(160)).logits
+
+    first, second = trained(), trained()
+    assert torch.equal(first, second)
+    assert (first.argmax(dim=1) == labels).float().mean() > 0.95

@@ -1,0 +1,80 @@
+"""Any timm model, fitted to the images: sizes, stems, errors, saving and loading."""
+
+import pytest
+import torch
+
+from advrbd.errors import DeviceError, ModelError
+from advrbd.model.device import choose_device
+from advrbd.model.factory import ModelSpec, build, choose_model
+from advrbd.model.saved import load_model, save_model
+
+CPU = choose_device("cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext", "resnet18", "mobilenetv2_050"]
+)
+def test_models_of_every_kind_take_small_images_and_their_features_are_what_the_classifier_reads(name):
+    _, arguments, size = choose_model(name, 32, CPU)
+    spec = ModelSpec(name, 7, size, arguments=arguments)
+    network = build(spec, CPU, torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        features = network.features(images)
+        assert features.ndim == 2
+        assert torch.allclose(network.classify(features), network(images), atol=1e-5)
+        assert network(images).shape == (2, 7)
+
+
+def test_the_stem_of_a_residual_net_keeps_small_images_and_halves_large_ones():
+    shapes = {}
+    for size in (32, 128):
+        network = build(ModelSpec("resnet18", 10, size), CPU, torch.Generator())
+        shapes[size] = network.backbone.forward_features(torch.zeros(1, 3, size, size)).shape[-1]
+    assert shapes == {32: 4, 128: 4}  # strides 8 and 32
+
+
+@pytest.mark.parametrize(("side", "expected"), [(8, 16), (28, 32), (32, 32), (64, 64), (500, 64)])
+def test_auto_on_a_cpu_trains_a_small_net_at_the_size_of_the_images_within_reason(side, expected):
+    name, arguments, size = choose_model("auto", side, CPU)
+    assert size == expected
+    network = build(ModelSpec(name, 10, size, arguments=arguments), CPU, torch.Generator())
+    assert sum(parameter.numel() for parameter in network.parameters()) < 1e6
+
+
+def test_weights_come_from_the_generator_and_the_global_one_is_left_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    nets = [build(ModelSpec("test_resnet", 3, 16), CPU, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)]
+    first, same, other = (next(network.parameters()) for network in nets)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_unknown_models_and_devices_are_refused_with_a_way_out():
+    with pytest.raises(ModelError, match="resnet18"):
+        choose_model("esnet18", 32, CPU)
+    with pytest.raises(DeviceError, match="auto"):
+        choose_device("abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="--device cpu"):
+            choose_device("cuda")
+
+
+def test_a_saved_model_comes_back_with_its_classes_and_answers(tmp_path):
+    spec = ModelSpec("test_resnet", 3, 16, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+    network = build(spec, CPU, torch.Generator().manual_seed(0)).eval()
+    save_model(tmp_path / "model.safetensors", network, spec, ("cat", "dog", "eel"))
+    loaded, classes = load_model(tmp_path / "model.safetensors")
+    images = torch.rand(4, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(network(images), loaded(images))
+    assert classes == ("cat", "dog", "eel")
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"not a model at all")
+    with pytest.raises(ModelError, match="no model saved by advrbd"):
+        load_model(tmp_path / "model.safetensors")

@@ -1,0 +1,162 @@
+"""The main job on real images: handwritten digits, clean and with a backdoor planted."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+import advrbd
+from advrbd.attacks import ATTACKS
+from advrbd.attacks.plant import plant
+from advrbd.benchmark.digits import digits, write_image_folder
+from advrbd.benchmark.metrics import attack_success_rate, detection
+from advrbd.errors import ReportError, SuspectsFound
+from advrbd.output import MANIFEST
+from advrbd.pipeline import train_plainly
+from advrbd.reports.tables import render
+
+RATE, TARGET = 0.05, 3
+
+
+@pytest.fixture(scope="session")
+def held_out():
+    _, _, images, labels = digits()
+    return images, labels
+
+
+@pytest.fixture(scope="session")
+def clean_digits(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("clean") / "digits"
+    images, labels, _, _ = digits()
+    write_image_folder(images, labels, root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def poisoned(clean_digits, tmp_path_factory):
+    """A poisoned folder with one unreadable file in it, its truth, and its scan by the program."""
+    root = tmp_path_factory.mktemp("poisoned") / "digits"
+    attack = ATTACKS["badnets"](seed=0)
+    truth = {entry.path: entry.role for entry in plant(clean_digits, root, attack, str(TARGET), RATE)}
+    (root / "5" / "00000-broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    report = root.parent / "report.csv"
+    done = subprocess.run(
+        [sys.executable, "-m", "advrbd_cli", "scan", str(root), "-o", str(report)], capture_output=True, text=True
+    )
+    return root, truth, report, done
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_the_program_finds_the_planted_files_and_exits_with_one(poisoned):
+    _, truth, report, done = poisoned
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    assert "1 could not be read" in done.stderr
+    assert "warm-up: " in done.stderr
+    rows = [line.split(",") for line in report.read_text().splitlines()[1:]]
+    flagged = {row[0].removeprefix("./") for row in rows if row[2] == "true"}
+    planted = {path for path, role in truth.items() if role == "poison"}
+    assert len(flagged & planted) >= 0.9 * len(planted)
+    assert len(flagged - planted) <= 0.01 * len(truth)
+    assert [row[6] for row in rows if row[0] == "./5/00000-broken.png"] == ["unreadable"]
+
+
+def test_the_same_folder_and_seed_give_the_same_bytes_through_the_api_and_no_output(poisoned, capfd):
+    root, truth, report, _ = poisoned
+    before = files_below(root)
+    found = advrbd.scan(root)
+    assert render(found, "csv") == report.read_bytes()
+    assert capfd.readouterr() == ("", "")
+    assert files_below(root) == before
+    with pytest.raises(SuspectsFound, match=str(TARGET)):
+        found.raise_for_suspects()
+    assert [entry.label for entry in found.classes if entry.verdict == "poisoned"] == [str(TARGET)]
+    assert detection(found.files, truth).auroc > 0.99
+
+
+@pytest.fixture(scope="session")
+def cleaned(poisoned, tmp_path_factory):
+    root, _, report, _ = poisoned
+    out = tmp_path_factory.mktemp("cleaned") / "out"
+    before = files_below(root)
+    done = subprocess.run(
+        [sys.executable, "-m", "advrbd_cli", "clean", str(root), "--out", str(out), "--report", str(report)],
+        capture_output=True,
+        text=True,
+        cwd=out.parent,
+    )
+    assert files_below(root) == before
+    return out, done
+
+
+def test_clean_accounts_for_every_file_and_keeps_their_bytes(poisoned, cleaned):
+    root, _, _, _ = poisoned
+    out, done = cleaned
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((out / MANIFEST).read_text())
+    assert {entry["source"] for entry in manifest["files"]} == {str(p.relative_to(root)) for p in root.rglob("*.png")}
+    written = {entry["written"]: entry for entry in manifest["files"] if entry["written"]}
+    assert set(written) | {MANIFEST} == set(files_below(out))
+    assert all((out / path).read_bytes() == (root / entry["source"]).read_bytes() for path, entry in written.items())
+    assert Counter(entry["action"] for entry in manifest["files"])["excluded"] == 1
+    assert {path.name for path in out.parent.iterdir()} == {"out", "out.safetensors", "advrbd-clean-report.csv"}
+
+
+def test_the_cleaned_folder_loads_and_its_suspects_got_their_true_labels(poisoned, cleaned):
+    _, truth, _, _ = poisoned
+    out, _ = cleaned
+    folder = ImageFolder(str(out))
+    assert folder.classes == [str(number) for number in range(10)]
+    manifest = json.loads((out / MANIFEST).read_text())
+    assert len(folder) == sum(entry["written"] is not None for entry in manifest["files"])
+    _, labels, _, _ = digits()
+    moved = [e for e in manifest["files"] if e["action"] == "relabelled" and truth.get(e["source"]) == "poison"]
+    true_label = [str(labels[int(Path(entry["source"]).name[:5])]) for entry in moved]
+    right = np.mean([entry["new_label"] == label for entry, label in zip(moved, true_label, strict=True)])
+    assert len(moved) > 40
+    assert right > 0.9
+
+
+def test_the_backdoor_is_in_the_poisoned_folder_and_gone_from_the_cleaned_one(poisoned, cleaned, held_out):
+    images, labels = held_out
+    attack = ATTACKS["badnets"](seed=0)
+    undefended = train_plainly(poisoned[0])
+    model, classes = advrbd.load_model(cleaned[0].with_name("out.safetensors"))
+    assert classes == tuple(str(number) for number in range(10))
+    assert attack_success_rate(undefended, attack, images, labels, TARGET) > 0.8
+    assert attack_success_rate(model, attack, images, labels, TARGET) < 0.05
+
+
+def test_a_report_of_another_folder_is_refused(poisoned, clean_digits, tmp_path):
+    with pytest.raises(ReportError, match="scan the folder again"):
+        advrbd.clean(clean_digits, tmp_path / "out", report=poisoned[2])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unpoisoned_folder_comes_back_clean(clean_digits, tmp_path):
+    report = tmp_path / "report.csv"
+    done = subprocess.run(
+        [sys.executable, "-m", "advrbd_cli", "scan", str(clean_digits), "-o", str(report), "-q"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(report.read_text().splitlines()) == 1  # the header alone
+
+
+def test_too_few_images_are_refused_before_any_work(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / "data" / name / f"{number}.png")
+    with pytest.raises(advrbd.AdvrbdError, match="fewer than 100"):
+        advrbd.scan(tmp_path / "data")
