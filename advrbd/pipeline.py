@@ -24,7 +24,7 @@ from advrbd.method.relearning import fine_tune, relabel, relearn
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec, Network, build, choose_model, explain_choice
 from advrbd.model.run import Run
-from advrbd.output import RELABELLED, Decision, decide, emptied_classes, write_folder
+from advrbd.output import MANIFEST, RELABELLED, Decision, decide, emptied_classes, write_folder
 from advrbd.reports.report import CLEAN, ClassVerdict, FileResult, Report
 from advrbd.reports.tables import read_suspects
 from advrbd.version import __version__
@@ -85,10 +85,14 @@ def clean(
     config = config or Config()
     if action not in ACTIONS:
         raise ValueError(f"action must be one of {', '.join(ACTIONS)}, not {action!r}")
-    out = Path(out)
-    quarantine = Path(quarantine) if quarantine is not None else out.with_name(f"{out.name}-quarantine")
-    for target in (out, quarantine) if action == "quarantine" else (out,):
-        check_target_folder(target, Path(path))
+    check_target_folder(Path(out), Path(path))
+    out = Path(out).resolve()
+    quarantine = Path(quarantine or f"{out}-quarantine")
+    if action == "quarantine":
+        check_target_folder(quarantine, Path(path))
+        check_target_folder(quarantine, out)
+    if (Path(path) / MANIFEST).is_dir():
+        raise DatasetError(f"a class folder named {MANIFEST} can't be cleaned: the manifest has that name; rename it")
     known = None if report is None else read_suspects(report)
     index, run = _prepare(path, config, split, notify)
     usable, started = _usable(index), time.perf_counter()
@@ -161,6 +165,9 @@ def _report(index: FolderIndex, findings: Findings, run_block: dict) -> Report:
                 confidence = float(findings.confidence[position])
                 result = replace(result, suggested_label=suggested, suggested_confidence=confidence)
         files.append(result)
+    cautions = list(findings.cautions)
+    if unread := sum(file.status != OK for file in files):
+        cautions.append(f"{unread} files could not be read: nothing is known of them, and something else may read them")
     counts = Counter(file.label for file in files)
     suspected = Counter(file.label for file in files if file.suspect)
     classes = tuple(
@@ -174,7 +181,7 @@ def _report(index: FolderIndex, findings: Findings, run_block: dict) -> Report:
         for label, name in enumerate(index.classes)
     )
     by_path = tuple(sorted(files, key=lambda file: os.fsencode(file.path)))
-    return Report(by_path, classes, tuple(findings.cautions), run_block)
+    return Report(by_path, classes, tuple(cautions), run_block)
 
 
 def _reported(index: FolderIndex, known: dict[str, str]) -> Findings:

@@ -4,9 +4,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path, PurePosixPath
 
 from advrbd.errors import OutputError
+
+NAME_BYTES = 255  # what file systems take
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -70,8 +73,10 @@ class NewFolder:
     def __exit__(self, kind, error, trace) -> None:
         try:
             if kind is None:
-                self.temporary.chmod(0o755)
+                self.temporary.chmod(0o777 & ~_umask())
                 self.temporary.rename(self.out)
+        except OSError as failed:
+            error = failed
         finally:
             shutil.rmtree(self.temporary, ignore_errors=True)
         if isinstance(error, OSError):
@@ -82,18 +87,41 @@ class Names:
     """Relative POSIX paths that are in use, regardless of case, so that no file is ever written over another."""
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
-        self._taken = {path.casefold() for path in taken}
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+        for path in taken:
+            self._take(path)
 
     def claim(self, path: str, origin: str) -> str:
-        """``path`` if it is free, else with ``__from-origin`` (and a number, if need be) before its suffix."""
-        wanted = PurePosixPath(path)
-        candidate, number = path, 1
-        while candidate.casefold() in self._taken:
-            mark = f"__from-{origin}" + (f"-{number}" if number > 1 else "")
-            candidate = str(wanted.with_name(f"{wanted.stem}{mark}{wanted.suffix}"))
-            number += 1
-        self._taken.add(candidate.casefold())
+        """``path`` if it is free, else with ``__from-origin`` (and a number, if need be) before its suffix.
+
+        A path that leads through a file is flattened into its top folder.
+        """
+        top, *inner = path.split("/")
+        if any(parent in self._files for parent in _parents(path.casefold())):
+            inner = ["__".join(inner)]
+        suffix = PurePosixPath(f"x{inner[-1]}").suffix
+        for number in count():
+            mark = f"__from-{origin}"[:60] if number else ""
+            mark += f"-{number}" if number > 1 else ""
+            name = _cut(inner[-1].removesuffix(suffix), NAME_BYTES - len(os.fsencode(mark + suffix))) + mark + suffix
+            candidate = "/".join((top, *inner[:-1], name))
+            if candidate.casefold() not in self._files and candidate.casefold() not in self._folders:
+                break
+        self._take(candidate)
         return candidate
+
+    def _take(self, path: str) -> None:
+        self._files.add(path.casefold())
+        self._folders.update(_parents(path.casefold()))
+
+
+def _parents(path: str) -> list[str]:
+    return [str(parent) for parent in PurePosixPath(path).parents][:-1]
+
+
+def _cut(name: str, size: int) -> str:
+    return os.fsencode(name)[:size].decode("utf-8", "surrogateescape") if len(os.fsencode(name)) > size else name
 
 
 def in_class(path: str, class_name: str) -> str:
@@ -102,8 +130,22 @@ def in_class(path: str, class_name: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A file name as text that can be stored and shown: bytes that are no UTF-8 become backslash escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file name as one line, no two names alike: what can't be printed, and the backslash, become escapes."""
+    return escaped(text.replace("\\", "\\\\"))
+
+
+def escaped(text: str) -> str:
+    """Text from outside as one harmless line: control characters and stray bytes as backslash escapes."""
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"  # a byte that is no UTF-8
+    if 0x80 <= code <= 0xFF:
+        return f"\\u{code:04x}"  # so that it can't be taken for such a byte
+    return char.encode("unicode_escape").decode("ascii")
 
 
 def _umask() -> int:

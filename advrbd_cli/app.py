@@ -11,7 +11,7 @@ app = typer.Typer(
     name="advrbd",
     help="Find backdoor-poisoned images in a dataset you don't control, and get a clean one back.",
     epilog="Exit codes: 0 no suspects, 1 suspects found, 2 anything else went wrong, 130 interrupted.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -29,11 +29,15 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback answers
         bool, typer.Option("--version", "-V", help="Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """Find backdoor-poisoned images in a dataset you don't control, and get a clean one back."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(exits.FAILED)
 
 
 def main() -> None:

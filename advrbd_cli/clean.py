@@ -60,7 +60,7 @@ def clean(
     is accounted for in OUT/advrbd-manifest.json. DATA is only read.
     """
     console.state.quiet, console.state.verbose = quiet, verbose
-    save_model = save_model or out.with_name(f"{out.name}.safetensors")
+    save_model = save_model or Path(f"{out.resolve()}.safetensors")
     _check_before_work(data, out, output, save_model)
 
     from advrbd.config import Config, RelearningSettings
@@ -100,5 +100,7 @@ def _check_before_work(data: Path, out: Path, output: Path, model: Path) -> None
             check_target_file(target, data)
         if target.resolve().is_relative_to(out.resolve()):
             raise OutputError(f"{target} lies inside {out}, which may hold only class folders; put it elsewhere")
+    if model.resolve() == output.resolve():
+        raise OutputError(f"{output} can't be both the report and the model; name another file with --save-model")
     if model.exists():
         raise OutputError(f"{model} exists already; name another file with --save-model")

@@ -1,5 +1,6 @@
 """All that a person sees, on stderr: progress, notes, errors. stdout belongs to reports that were asked for there."""
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advrbd import events
-from advrbd.writing import printable
+from advrbd.writing import escaped
 
 
 @dataclass
@@ -22,29 +23,34 @@ class State:
 
 
 state = State()
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class StderrConsole(Console):
+    """Rich's console, but for its exit code 1 when the reader of stderr goes away."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        sys.exit(2)
+
+
+stderr = StderrConsole(stderr=True, highlight=False, soft_wrap=True)
 
 SECONDS_BETWEEN_LINES = 10
 
 
-def safe(text: str) -> str:
-    """Text from outside as one harmless line: control characters and stray bytes as escapes."""
-    shown = printable(text)
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
-
-
 def error(message: str) -> None:
-    stderr.print(Text.assemble(("error: ", "bold red"), safe(message)))
+    stderr.print(Text.assemble(("error: ", "bold red"), escaped(message)))
 
 
 def caution(message: str) -> None:
     if not state.quiet:
-        stderr.print(Text.assemble(("warning: ", "yellow"), safe(message)))
+        stderr.print(Text.assemble(("warning: ", "yellow"), escaped(message)))
 
 
 def say(message: str) -> None:
     if not state.quiet:
-        stderr.print(Text(safe(message)))
+        stderr.print(Text(escaped(message)))
 
 
 def show(table: Table) -> None:
@@ -111,5 +117,9 @@ class Narrator:
 
 def to_stdout(data: bytes) -> None:
     """A report that was asked for on stdout, and nothing else ever."""
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # the reader went away; neither Python's 1 nor Typer's may stand for it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)

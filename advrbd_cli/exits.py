@@ -1,9 +1,10 @@
 """Exit codes. 1 means suspects and nothing else, so Python's own 1 for a crash has to be taken away from it."""
 
-import os
 import sys
 import traceback
 from collections.abc import Callable
+
+from typer.exceptions import TyperException
 
 from advrbd.errors import AdvrbdError
 from advrbd_cli import console
@@ -14,18 +15,18 @@ FAILED = 2
 INTERRUPTED = 130
 
 
-def guard(program: Callable[[], None]) -> None:
+def guard(program: Callable[..., int | None]) -> None:
     """Run ``program`` and exit; whatever goes wrong in it is one line on stderr and a code that isn't 1."""
     try:
-        program()
+        code = program(standalone_mode=False) or CLEAN
+        if code == INTERRUPTED:
+            console.error("interrupted")
+        sys.exit(code)
+    except TyperException as error:
+        console.error(f"{error.format_message()} (--help shows what there is)")
+        sys.exit(FAILED)
     except AdvrbdError as error:
         console.error(str(error))
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        console.error("interrupted; nothing was written")
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
         sys.exit(FAILED)
     except (MemoryError, OSError) as error:
         console.error(f"{type(error).__name__}: {error}")

@@ -96,7 +96,7 @@ def summarise(report: "Report", target: Path | None) -> None:
     shown = [entry for entry in report.classes if entry.suspects or entry.verdict != "clean"]
     for entry in shown:
         verdict = Text(entry.verdict, style=COLOURS[entry.verdict])
-        table.add_row(Text(console.safe(entry.label)), str(entry.files), str(entry.suspects), verdict)
+        table.add_row(Text(console.escaped(entry.label)), str(entry.files), str(entry.suspects), verdict)
     if shown:
         console.show(table)
     count, unread = len(report.suspects), len(report.unread)

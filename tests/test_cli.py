@@ -21,7 +21,7 @@ from advrbd_cli import console
 from advrbd_cli.app import main
 
 TINY = ("--model", "test_resnet", "--device", "cpu")
-CSV = ("--format", "csv")  # leaving it out fails before Python 3.12, see test_the_format_may_be_left_out
+CSV = ("--format", "csv")
 COMMAND = (sys.executable, "-m", "advrbd_cli")
 
 
@@ -92,10 +92,6 @@ def assert_one_error(done: subprocess.CompletedProcess, message: str) -> None:
 
 
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-before_3_12 = pytest.mark.xfail(
-    sys.version_info < (3, 12), strict=True, reason="before Python 3.12, `str in Enum` raises: every scan without -f"
-)
-in_a_box = pytest.mark.xfail(strict=True, reason="usage errors come in typer's box of several lines, without error:")
 POISON = ("poison", "../data", "--attack")
 
 
@@ -116,8 +112,8 @@ POISON = ("poison", "../data", "--attack")
         pytest.param(("scan", "../data", *CSV, "-o", "no/r.csv"), "folder no doesn't exist", id="output nowhere"),
         pytest.param(("scan", "../data", *CSV, "--fail-on", "0"), "--fail-on takes", id="fail on none"),
         pytest.param(("scan", "../data", *CSV, "--fail-on", "101%"), "--fail-on takes", id="fail on too many"),
-        pytest.param(("scan", "../data", "--bogus"), "--bogus", id="unknown option", marks=in_a_box),
-        pytest.param(("scan",), "data", id="no folder", marks=in_a_box),
+        pytest.param(("scan", "../data", "--bogus"), "--bogus", id="unknown option"),
+        pytest.param(("scan",), "data", id="no folder"),
         pytest.param(("clean", "../data", "--out", "../data/new"), "../data", id="clean inside"),
         pytest.param(("clean", "../data", "--out", "../full"), "full isn't empty", id="clean to a full folder"),
         pytest.param(
@@ -129,7 +125,6 @@ POISON = ("poison", "../data", "--attack")
             ("clean", "../data", "--out", "."),
             "",
             id="clean to here",
-            marks=pytest.mark.xfail(strict=True, reason="Path('.').with_name() raises: reported as an internal error"),
         ),
         pytest.param((*POISON, "magic", "--target-label", "3", "--out", "new"), "unknown attack 'magic'", id="attack"),
         pytest.param((*POISON, "blend", "--target-label", "cat", "--out", "new"), "no class 'cat'", id="target"),
@@ -226,7 +221,6 @@ def test_quiet_says_nothing(monkeypatch, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@before_3_12
 @pytest.mark.parametrize(
     ("options", "name", "start"),
     [
@@ -250,7 +244,6 @@ main()
 """
 
 
-@pytest.mark.xfail(strict=True, reason="typer turns EPIPE into exit code 1, which means suspects, before guard sees it")
 def test_a_reader_that_goes_away_doesnt_mean_suspects(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)

@@ -30,8 +30,8 @@ def network(generator):
 
 
 def test_patches_are_squares_of_the_side_that_was_asked_for_anywhere_in_the_image(generator):
-    masks = random_patches(200, 16, 5, generator)
-    assert masks.shape == (200, 1, 16, 16)
+    masks = random_patches(3000, 16, 5, generator)
+    assert masks.shape == (3000, 1, 16, 16)
     assert masks.flatten(1).sum(dim=1).eq(25).all()
     assert masks.amax(dim=(1, 2)).sum(dim=1).eq(5).all()  # five columns: a square, not scattered
     assert masks.sum(dim=(0, 1)).gt(0).all()  # every pixel is reached

@@ -146,7 +146,6 @@ def test_a_new_folder_that_fails_leaves_nothing(tmp_path, raised, expected):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="__exit__ translates the body's OSError, not its own rename's")
 def test_a_new_folder_whose_name_was_taken_meanwhile(tmp_path):
     with pytest.raises(OutputError), NewFolder(tmp_path / "out") as folder:
         (folder / "1").touch()
@@ -184,7 +183,6 @@ def test_no_name_is_given_twice_whatever_its_case(taken, claimed):
         ("b/" + "n" * 240 + ".png", "a" * 30),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="the mark comes after a suffix without a stem, and the length isn't limited")
 def test_a_name_given_instead_is_still_the_name_of_an_image(tmp_path, path, origin):
     given_name = Names([path]).claim(path, origin)
     assert given_name.endswith(".png")
@@ -202,7 +200,7 @@ def test_any_file_name_can_be_shown(name):
     printable(name).encode("utf-8")
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\\")))
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\\").filter(str.isprintable)))
 def test_proper_text_is_shown_as_it_is(text):
     assert printable(text) == text
 
@@ -211,6 +209,5 @@ def test_stray_bytes_are_shown_as_escapes():
     assert printable(os.fsdecode(b"caf\xe9.png")) == "caf\\xe9.png"
 
 
-@pytest.mark.xfail(strict=True, reason="a backslash in a name isn't escaped, so reports can't tell these two apart")
 def test_two_names_are_never_shown_alike():
     assert printable(os.fsdecode(b"\xff.png")) != printable("\\xff.png")

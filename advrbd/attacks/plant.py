@@ -75,7 +75,7 @@ def plant(
             else:
                 _stamp_file(source.root / file.path, destination, attack, generator)
             planted.append(PlantedFile(path, role, path.split("/")[0], label, file.path))
-    write_whole(truth_path, _truth_csv(planted))
+        write_whole(truth_path, _truth_csv(planted))
     return tuple(sorted(planted, key=lambda entry: entry.path))
 
 

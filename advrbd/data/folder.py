@@ -65,19 +65,19 @@ def index(root: str | os.PathLike, split: str | None = None) -> FolderIndex:
     if not root.is_dir():
         raise DatasetError(f"{root} is a file; give the folder that holds one sub-folder of images per class")
     if split is not None:
-        if not (root / split).is_dir() or Path(split).name != split:
+        if split in ("", ".", "..") or Path(split).name != split or not (root / split).is_dir():
             raise DatasetError(f"{root} has no split folder named {split!r}")
         root = root / split
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
         raise DatasetError(f"cannot read {root}: {error.strerror}") from error
-    classes = tuple(entry.name for entry in entries if entry.is_dir())
+    classes = tuple(entry.name for entry in entries if _is_folder(entry))
     _check_classes(root, classes, split)
 
     real_root = root.resolve()
     files: list[ImageFile] = []
-    ignored = [entry.name for entry in entries if not entry.is_dir()]
+    ignored = [entry.name for entry in entries if not _is_folder(entry)]
     for label, name in enumerate(classes):
         _walk(root, real_root, name, label, files, ignored)
     return FolderIndex(root, classes, tuple(files), tuple(ignored))
@@ -109,8 +109,8 @@ def _walk(root: Path, real_root: Path, top: str, label: int, files: list[ImageFi
         except OSError:
             files.append(ImageFile(folder, label, VANISHED))
             continue
-        found.append((folder, sorted(entry.name for entry in entries if not entry.is_dir())))
-        pending += [(f"{folder}/{entry.name}", above | {real}) for entry in entries if entry.is_dir()]
+        found.append((folder, sorted(entry.name for entry in entries if not _is_folder(entry))))
+        pending += [(f"{folder}/{entry.name}", above | {real}) for entry in entries if _is_folder(entry)]
 
     for folder, names in sorted(found):
         for path in (f"{folder}/{name}" for name in names):
@@ -120,13 +120,20 @@ def _walk(root: Path, real_root: Path, top: str, label: int, files: list[ImageFi
                 ignored.append(path)
 
 
-def _file_status(path: Path, real_root: Path) -> str:
-    if path.is_symlink():
-        target = path.resolve()
-        if not target.is_relative_to(real_root) or not target.exists():
-            return REFUSED_LINK
+def _is_folder(entry: os.DirEntry) -> bool:
     try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _file_status(path: Path, real_root: Path) -> str:
+    try:
+        if path.is_symlink():
+            target = Path(os.path.realpath(path))
+            if not target.is_relative_to(real_root) or not target.exists():
+                return REFUSED_LINK
         mode = path.stat().st_mode
     except OSError:
-        return VANISHED
+        return REFUSED_LINK if path.is_symlink() else VANISHED
     return OK if stat.S_ISREG(mode) else NOT_A_FILE

@@ -22,7 +22,7 @@ from advrbd.data.folder import OK, TOO_LARGE, UNREADABLE, VANISHED, FolderIndex
 from advrbd.errors import DatasetError
 from advrbd.events import Notify, Progress, ignore
 
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # never the rest of Pillow's: some start other programs
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # not all of Pillow's: some start other programs
 MAX_FILE_BYTES = 512 * 2**20
 MAX_IMAGE_PIXELS = 64 * 2**20
 MEMORY_LIMIT_BYTES = 2 * 2**30  # a larger store goes to a memory-mapped file
@@ -116,7 +116,7 @@ def read_image(path: Path, size: int | None) -> tuple[np.ndarray | None, str, st
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 return None, TOO_LARGE, sha256
-            image = to_rgb(ImageOps.exif_transpose(image))
+            image = to_rgb(_upright(image))
             if size is not None and image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BICUBIC)
             return np.asarray(image), OK, sha256
@@ -126,16 +126,33 @@ def read_image(path: Path, size: int | None) -> tuple[np.ndarray | None, str, st
         return None, UNREADABLE, sha256
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF tag says; an image whose EXIF is junk loads everywhere else, so it is scanned as it is."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode as RGB: alpha dropped as torchvision does, 16-bit and float greys scaled rather than clipped."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
-        top = values.max(initial=0)
-        scale = 1 if top <= 255 else 255 / 65535 if top <= 65535 else 255 / top
-        image = Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.clip(values * _grey_scale(image.mode, values), 0, 255).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _grey_scale(mode: str, values: np.ndarray) -> float:
+    """What brings the greys of an integer or float image to 0..255; integers have no other depth than 16 bits here."""
+    top = values.max(initial=0)
+    if mode == "F" and top <= 1:
+        return 255
+    if mode.startswith("I;16") or 255 < top <= 65535:
+        return 255 / 65535
+    return 1 if top <= 255 else 255 / top
 
 
 def typical_side(index: FolderIndex, sample: int = 200) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from advrbd.data.folder import OK
 from advrbd.errors import ReportError
 from advrbd.reports.report import FileResult, Report
-from advrbd.writing import printable
+from advrbd.writing import escaped, printable
 
 SCHEMA = "advrbd.report/1"
 COLUMNS = ("path", "label", "suspect", "score", "suggested_label", "suggested_confidence", "status", "sha256")
@@ -81,14 +81,10 @@ def _csv(rows: list[dict]) -> bytes:
 
 
 def _text(rows: list[dict]) -> bytes:
-    shown = [COLUMNS[:-1]] + [tuple(_escaped(csv_cell(entry[column])) for column in COLUMNS[:-1]) for entry in rows]
+    shown = [COLUMNS[:-1]] + [tuple(escaped(csv_cell(entry[column])) for column in COLUMNS[:-1]) for entry in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in shown)
     return ("\n".join(lines) + "\n").encode()
-
-
-def _escaped(text: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def read_suspects(path: str | os.PathLike) -> dict[str, str]:
@@ -97,11 +93,11 @@ def read_suspects(path: str | os.PathLike) -> dict[str, str]:
     Raises ``ReportError`` when the file is no report of advrbd.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_bytes().decode("utf-8-sig")  # spreadsheets save CSV with a mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise ReportError(f"cannot read the report {path}: {error}") from error
     try:
-        rows = _rows_of(text)
+        rows = _rows_of(text, empty=Path(path).suffix.lower() == ".jsonl")
         return {
             entry["path"].removeprefix("./"): entry["sha256"]
             for entry in rows
@@ -111,15 +107,21 @@ def read_suspects(path: str | os.PathLike) -> dict[str, str]:
         raise ReportError(f"{path} is no report of `advrbd scan` (CSV, JSON or JSON lines)") from error
 
 
-def _rows_of(text: str) -> list[dict]:
+def _rows_of(text: str, empty: bool) -> list[dict]:
+    """The rows of a report in any format; ``empty``: whether one without a header may have none."""
+    if not text and empty:
+        return []
     if not text.startswith("{"):
-        reader = csv.DictReader(io.StringIO(text))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         if tuple(reader.fieldnames or ())[: len(COLUMNS)] != COLUMNS:
             raise ValueError("other columns")
-        return list(reader)
-    lines = text.splitlines()
-    if lines[0].strip() != "{":
-        return [json.loads(line) for line in lines]
+        rows = list(reader)
+        if any(None in entry or None in entry.values() for entry in rows):
+            raise ValueError("a row with other columns than the header")
+        return rows
+    first, _, rest = text.partition("\n")
+    if first.endswith("}") and "schema" not in json.loads(first):
+        return [json.loads(line) for line in (first, *rest.splitlines())]
     whole = json.loads(text)
     if whole["schema"] != SCHEMA:
         raise ValueError("another schema")
