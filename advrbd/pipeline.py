@@ -140,7 +140,9 @@ def _prepare(path: str | os.PathLike, config: Config, split: str | None, notify:
     generator = torch.Generator().manual_seed(config.seed)
     mean, std = images.statistics(_usable(index), generator)
     labels = torch.tensor([file.label for file in index.files])
-    return index, Run(images.to(device.device), labels, replace(spec, mean=mean, std=std), device, generator, notify)
+    return index, Run(
+        images.to(device.device), labels, replace(spec, mean=mean, std=std), device, generator, notify, index.classes
+    )
 
 
 def _repeatable():

@@ -49,11 +49,11 @@ def enhance(
     probability = torch.zeros(len(examples))
     ambiguity, number = float("inf"), 0
     for number in range(1, settings.rounds + 1):
-        stage = f"enhance class {split.label}, round {number}"
         judged = torch.empty(2, len(examples))
         for side in (0, 1):
             own = half == side
             expert = copy.deepcopy(network)
+            stage = f"enhance {run.class_name(split.label)!r}, round {number}, half {side + 1}"
             _learn_and_unlearn(
                 run,
                 expert,

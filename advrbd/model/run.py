@@ -27,10 +27,15 @@ class Run:
     device: Device
     generator: torch.Generator
     notify: Callable[[Event], None] = ignore
+    class_names: tuple[str, ...] = ()
 
     @property
     def class_count(self) -> int:
         return self.spec.class_count
+
+    def class_name(self, label: int) -> str:
+        """What to call a class when talking to the user."""
+        return self.class_names[label] if self.class_names else str(label)
 
     def fresh_network(self) -> Network:
         return build(self.spec, self.device, self.generator)
