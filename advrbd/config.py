@@ -66,7 +66,7 @@ class IdentificationSettings:
     """
 
     ambiguity_limit: float = 0.2
-    ambiguity_slope: float = 8.0
+    ambiguity_slope: float = 32.0
     even_odds: float = 0.15
     unexamined: float = 0.01
 

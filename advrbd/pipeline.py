@@ -25,7 +25,7 @@ from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec, Network, build, choose_model, explain_choice
 from advrbd.model.run import Run
 from advrbd.output import MANIFEST, RELABELLED, Decision, decide, emptied_classes, write_folder
-from advrbd.reports.report import CLEAN, ClassVerdict, FileResult, Report
+from advrbd.reports.report import CLEAN, POISONED, ClassVerdict, FileResult, Report
 from advrbd.reports.tables import read_suspects
 from advrbd.version import __version__
 from advrbd.writing import check_target_folder, printable
@@ -91,15 +91,17 @@ def clean(
     if action == "quarantine":
         check_target_folder(quarantine, Path(path))
         check_target_folder(quarantine, out)
-    if (Path(path) / MANIFEST).is_dir():
-        raise DatasetError(f"a class folder named {MANIFEST} can't be cleaned: the manifest has that name; rename it")
     known = None if report is None else read_suspects(report)
     index, run = _prepare(path, config, split, notify)
+    if MANIFEST in index.classes:
+        raise DatasetError(f"a class folder named {MANIFEST} can't be cleaned: the manifest has that name; rename it")
     usable, started = _usable(index), time.perf_counter()
     with _repeatable():
-        findings = find(run, usable, config) if known is None else _reported(index, known)
+        findings = find(run, usable, config) if known is None else _reported(index, run.labels, known)
         suspects = findings.suspects.nonzero().flatten()
         kept = usable[~findings.suspects[usable]]
+        if len(kept) < MINIMUM_IMAGES or len(run.labels[kept].unique()) < 2:
+            raise DatasetError(f"too little is left of {index.root} without the suspects: {len(kept)} files")
         network = relearn(run, kept, config.relearning)
         if len(suspects):
             findings.suggested[suspects], findings.confidence[suspects] = relabel(run, network, suspects)
@@ -161,7 +163,9 @@ def _report(index: FolderIndex, findings: Findings, run_block: dict) -> Report:
         result = FileResult(file.path, label, file.status, file.sha256)
         if file.status == OK:
             suspect = bool(findings.suspects[position])
-            result = replace(result, suspect=suspect, score=float(findings.score[position]))
+            result = replace(result, suspect=suspect)
+            if not findings.score[position].isnan():
+                result = replace(result, score=float(findings.score[position]))
             if suspect and findings.suggested[position] >= 0:
                 suggested = index.classes[int(findings.suggested[position])]
                 confidence = float(findings.confidence[position])
@@ -186,7 +190,7 @@ def _report(index: FolderIndex, findings: Findings, run_block: dict) -> Report:
     return Report(by_path, classes, tuple(cautions), run_block)
 
 
-def _reported(index: FolderIndex, known: dict[str, str]) -> Findings:
+def _reported(index: FolderIndex, labels: torch.Tensor, known: dict[str, str]) -> Findings:
     """The findings of an earlier report; every suspect that it names has to be there, with the same bytes."""
     hashes = {printable(file.path): (position, file.sha256) for position, file in enumerate(index.files)}
     count = len(index.files)
@@ -198,7 +202,11 @@ def _reported(index: FolderIndex, known: dict[str, str]) -> Findings:
         if found != sha256:
             raise ReportError(f"{path!r} isn't the file that the report was made of; scan the folder again")
         suspects[position] = True
-    return Findings(suspects.float(), suspects, torch.full((count,), -1), torch.zeros(count))
+    findings = Findings.nothing(count)
+    findings.suspects = suspects
+    findings.score.fill_(torch.nan)  # the report has them
+    findings.verdicts = {int(label): POISONED for label in labels[suspects].unique()}
+    return findings
 
 
 def _relabelled(index: FolderIndex, decisions: tuple[Decision, ...]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,6 +32,9 @@ def guard(program: Callable[..., int | None]) -> None:
         console.error(f"{type(error).__name__}: {error}")
         sys.exit(FAILED)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported here
+            console.error("the device ran out of memory; try a smaller --image-size or --model, or --device cpu")
+            sys.exit(FAILED)
         if console.state.verbose:
             traceback.print_exc()
         console.error(f"internal error, please report it: {type(error).__name__}: {error} (-v shows where)")

@@ -1,5 +1,6 @@
 """``advrbd scan``: which files look poisoned?"""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,7 +81,9 @@ def scan(
         write_whole(target, rendered)
     summarise(report, target)
     if report.suspects:
-        console.say(f"next: advrbd clean {data}{f' --report {target}' if _readable(form, target) else ''} --out CLEAN")
+        taken = ["--report", str(target)] if _readable(form, target) else []
+        chosen = ["--split", split] if split else []
+        console.say(f"next: {shlex.join(['advrbd', 'clean', str(data), *chosen, *taken, '--out', 'CLEAN'])}")
 
     if strict and report.unread:
         console.error(f"{len(report.unread)} files couldn't be read (--strict)")

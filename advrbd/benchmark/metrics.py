@@ -62,17 +62,17 @@ def detection(files: Iterable[FileResult], role: dict[str, str]) -> Detection:
     )
 
 
-def accuracy(network: Network, images: np.ndarray, labels: np.ndarray, device: str = "cpu") -> float:
+def accuracy(network: Network, images: np.ndarray, labels: np.ndarray) -> float:
     """Share of ``images`` (uint8 [N, S, S, 3], at the network's input size) that get their label."""
     pixels = Pixels(torch.from_numpy(images))
-    outputs = infer(network, pixels, torch.arange(len(images)), choose_device(device))
+    outputs = infer(network, pixels, torch.arange(len(images)), choose_device(str(network.mean.device)))
     return float((outputs.logits.argmax(dim=1) == torch.from_numpy(labels)).float().mean())
 
 
 def attack_success_rate(
-    network: Network, attack: Attack, images: np.ndarray, labels: np.ndarray, target_label: int, device: str = "cpu"
+    network: Network, attack: Attack, images: np.ndarray, labels: np.ndarray, target_label: int
 ) -> float:
     """Share of the images of other classes that get ``target_label`` once they carry the trigger."""
     generator = np.random.default_rng(attack.seed)
     stamped = np.stack([attack.stamp_test(image, generator) for image in images[labels != target_label]])
-    return accuracy(network, stamped, np.full(len(stamped), target_label), device)
+    return accuracy(network, stamped, np.full(len(stamped), target_label))

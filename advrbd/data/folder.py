@@ -97,20 +97,21 @@ def _check_classes(root: Path, classes: tuple[str, ...], split: str | None) -> N
 def _walk(root: Path, real_root: Path, top: str, label: int, files: list[ImageFile], ignored: list[str]) -> None:
     """Append what lies under ``root/top``, in the order of ``sorted(os.walk(...))`` that torchvision uses."""
     found: list[tuple[str, list[str]]] = []
-    pending = [(top, frozenset({real_root}))]  # a folder and the real paths of those above it
+    pending, walked = [top], {real_root}  # links may lead around, but no folder is walked twice in one class
     while pending:
-        folder, above = pending.pop()
-        real = (root / folder).resolve()
-        if real in above or not real.is_relative_to(real_root):
+        folder = pending.pop()
+        real = Path(os.path.realpath(root / folder))
+        if real in walked or not real.is_relative_to(real_root):
             files.append(ImageFile(folder, label, REFUSED_LINK))
             continue
+        walked.add(real)
         try:
-            entries = list(os.scandir(root / folder))
+            entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name, reverse=True)
         except OSError:
             files.append(ImageFile(folder, label, VANISHED))
             continue
         found.append((folder, sorted(entry.name for entry in entries if not _is_folder(entry))))
-        pending += [(f"{folder}/{entry.name}", above | {real}) for entry in entries if _is_folder(entry)]
+        pending += [f"{folder}/{entry.name}" for entry in entries if _is_folder(entry)]
 
     for folder, names in sorted(found):
         for path in (f"{folder}/{name}" for name in names):

@@ -72,7 +72,7 @@ def load(index: FolderIndex, size: int, notify: Notify = ignore) -> tuple[Folder
     """
     images = _allocate(len(index.files), size)
     files = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what can't be used ends up in the status
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for row, (pixels, status, sha256) in enumerate(_in_order(pool, index, size)):
@@ -138,7 +138,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode as RGB: alpha dropped as torchvision does, 16-bit and float greys scaled rather than clipped."""
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
+        values = np.asarray(image, dtype=np.float32)
         image = Image.fromarray(np.clip(values * _grey_scale(image.mode, values), 0, 255).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -172,8 +172,14 @@ def typical_side(index: FolderIndex, sample: int = 200) -> int:
 
 def _allocate(count: int, size: int) -> np.ndarray:
     shape = (count, size, size, 3)
-    if count * size * size * 3 <= MEMORY_LIMIT_BYTES:
+    total = count * size * size * 3
+    if total <= MEMORY_LIMIT_BYTES:
         return np.zeros(shape, np.uint8)
     with tempfile.TemporaryFile(prefix="advrbd-") as file:  # unlinked: gone with the process, whatever ends it
-        file.truncate(count * size * size * 3)
+        try:
+            reserve = getattr(os, "posix_fallocate", lambda handle, _, length: os.truncate(handle, length))
+            reserve(file.fileno(), 0, total)  # now, since a full disk found out later kills the process
+        except OSError as error:
+            where = tempfile.gettempdir()
+            raise DatasetError(f"{where} has no room for {total / 2**30:.1f} GiB of pixels; set TMPDIR") from error
         return np.memmap(file, np.uint8, "r+", shape=shape)

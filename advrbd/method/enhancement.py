@@ -6,8 +6,8 @@ the round clears moves to D_c. D_c starts as the seeds of the class and all imag
 nothing but the trigger is left to tell the group by.
 
 Two models take turns: each learns one half of the group and judges the other, so no image is judged by a model that
-learned it. A trigger carries over from one half to the other, all or nothing; a natural sub-population of the class
-fades into the rest. That difference is what the verdict rests on.
+learned it here. A trigger carries over from one half to the other, all or nothing; a natural sub-population of the
+class fades into the rest. That difference is what the verdict rests on.
 """
 
 import copy
@@ -26,8 +26,9 @@ from advrbd.model.training import Targets
 class Enhanced:
     """What the enhanced models say of the class ``label``.
 
-    ``probability`` float32 [M]: that an image carries what the group carries, in 0..1. ``ambiguity``: undecided
-    images of the class for each one on its smaller side; near 0 for a trigger, 0.4 and more for a natural group.
+    ``probability`` float32 [M]: that an image carries what the group carries, in 0..1, and 0 outside the class.
+    ``ambiguity``: undecided images of the class for each one on its smaller side; near 0 for a trigger, 0.4 and more
+    for a natural group.
     """
 
     label: int
@@ -44,12 +45,13 @@ def enhance(
     Starts from ``network``, which is left as it is. Gives up after a round whose ambiguity is hopeless.
     """
     in_class = run.labels[examples] == split.label
-    half = torch.randint(0, 2, (len(examples),), generator=run.generator)
+    members = in_class.nonzero().flatten()
+    half = _halves(len(examples), (split.group, in_class & ~split.group), run.generator)
     learned, unlearned = split.group, (seeds | ~in_class) & ~split.group
     probability = torch.zeros(len(examples))
     ambiguity, number = float("inf"), 0
     for number in range(1, settings.rounds + 1):
-        judged = torch.empty(2, len(examples))
+        judged = torch.zeros(2, len(examples))
         for side in (0, 1):
             own = half == side
             expert = copy.deepcopy(network)
@@ -63,7 +65,7 @@ def enhance(
                 settings,
                 stage,
             )
-            judged[side] = run.infer(expert, examples).probabilities[:, split.label]
+            judged[side, members] = run.infer(expert, examples[members]).probabilities[:, split.label]
         shown = in_class & (learned | unlearned)
         probability = torch.where(shown, judged[1 - half, torch.arange(len(examples))], judged.mean(dim=0))
         ambiguity = _ambiguity(probability[in_class], settings)
@@ -72,6 +74,15 @@ def enhance(
         if ambiguity > settings.hopeless_ambiguity or min(learned[half == side].sum() for side in (0, 1)) == 0:
             break
     return Enhanced(split.label, probability, ambiguity, number)
+
+
+def _halves(count: int, parts: tuple[torch.Tensor, ...], generator: torch.Generator) -> torch.Tensor:
+    """Zeros and ones int64 [count] that cut each of the ``parts`` (bool [count]) in two at random."""
+    half = torch.zeros(count, dtype=torch.int64)
+    for part in parts:
+        where = part.nonzero().flatten()
+        half[where[torch.randperm(len(where), generator=generator)]] = torch.arange(len(where)) % 2
+    return half
 
 
 def unlearning(label: int, learned: torch.Tensor, class_count: int) -> Targets:

@@ -72,4 +72,4 @@ def _moved(probability: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
 
 def _conviction(ambiguity: float, settings: IdentificationSettings) -> float:
     """P(the class holds a trigger): a logistic curve in the ambiguity, one half at its limit."""
-    return 1 / (1 + exp(4 * settings.ambiguity_slope * (min(ambiguity, 10) - settings.ambiguity_limit)))
+    return 1 / (1 + exp(settings.ambiguity_slope * (min(ambiguity, 10) - settings.ambiguity_limit)))

@@ -26,12 +26,14 @@ from advrbd.reports.report import CLEAN, POISONED, VERDICTS
 class Findings:
     """What all looks together say of the N images of a run.
 
-    ``score`` float32 [N] in 0..1, higher = more likely poisoned; ``suspects`` bool [N]; ``verdicts`` and
-    ``evidence`` by class label, from the look that found most. ``suggested`` int64 [N] is the class that a model
-    trained without the suspects sees in a suspect (-1: there is no such model), ``confidence`` its probability.
+    ``score`` float32 [N] in 0..1, higher = more likely poisoned (``first_score``: before any second opinion);
+    ``suspects`` bool [N]; ``verdicts`` and ``evidence`` by class label, from the look that found most. ``suggested``
+    int64 [N] is the class that a model trained without the suspects sees in a suspect (-1: there is no such model),
+    ``confidence`` float32 [N] its probability.
     """
 
     score: torch.Tensor
+    first_score: torch.Tensor
     suspects: torch.Tensor
     suggested: torch.Tensor
     confidence: torch.Tensor
@@ -40,18 +42,23 @@ class Findings:
     cautions: list[str] = field(default_factory=list)
     looks: int = 0
 
+    @classmethod
+    def nothing(cls, count: int) -> "Findings":
+        """What is known of ``count`` images before the first look."""
+        none = torch.zeros(count)
+        return cls(none, none.clone(), torch.zeros(count, dtype=torch.bool), torch.full((count,), -1), none.clone())
+
 
 def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     """Look at the images ``examples`` (int64 [M]) until a look finds nothing, at most ``config.looks`` times."""
     count = len(run.labels)
-    findings = Findings(
-        torch.zeros(count), torch.zeros(count, dtype=torch.bool), torch.full((count,), -1), torch.zeros(count)
-    )
-    for findings.looks in range(1, config.looks + 1):
+    findings = Findings.nothing(count)
+    while findings.looks < max(1, config.looks):
+        findings.looks += 1
         kept = examples[~findings.suspects[examples]]
         network, outputs, found = look(run, kept, config, findings)
-        _hear_second_opinion(run, findings, kept, outputs)
         _suggest(run, network, findings)
+        _hear_second_opinion(run, findings, kept, outputs)
         _merge(findings, kept, found)
         if not found.suspects.any():
             return findings
@@ -76,10 +83,10 @@ def look(
         small = run.class_count - len(splits)
         least = 2 * config.separation.minimum_group
         _caution(run, findings, f"{small} classes have fewer than {least} images: a backdoor there can't be seen")
-    enhanced = tuple(
-        enhance(run, network, examples, split, parts.seeds, config.enhancement)
-        for split in candidates(splits, config.separation)
-    )
+    chosen, passed_over = candidates(splits, config.separation)
+    if passed_over:
+        _caution(run, findings, f"{passed_over} more classes stood out than are examined in one look")
+    enhanced = tuple(enhance(run, network, examples, split, parts.seeds, config.enhancement) for split in chosen)
     return network, outputs, identify(labels, splits, enhanced, config.identification)
 
 
@@ -102,7 +109,7 @@ def _hear_second_opinion(run: Run, findings: Findings, kept: torch.Tensor, outpu
     labels = run.labels[kept]
     left = torch.isin(labels, torch.tensor(convicted, dtype=torch.int64)).nonzero().flatten()
     own = outputs.probabilities[left, labels[left]]
-    findings.score[kept[left]] = second_opinion(findings.score[kept[left]], own)
+    findings.score[kept[left]] = second_opinion(findings.first_score[kept[left]], own)
     findings.suspects[kept[left]] = findings.score[kept[left]] > 0.5
 
 
@@ -114,6 +121,7 @@ def _suggest(run: Run, network: Network, findings: Findings) -> None:
 
 
 def _merge(findings: Findings, kept: torch.Tensor, found: Identification) -> None:
+    findings.first_score[kept] = torch.maximum(findings.first_score[kept], found.score)
     findings.score[kept] = torch.maximum(findings.score[kept], found.score)  # what one look suspected stays suspicious
     findings.suspects[kept] |= found.suspects
     for label, verdict in found.verdicts.items():

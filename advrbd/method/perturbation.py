@@ -46,7 +46,7 @@ def divergence(
 
 
 def _log_probabilities(network: Network, images: torch.Tensor, device: Device) -> torch.Tensor:
-    with device.autocast():
+    with device.autocast(unscaled_gradients=True):
         logits = network(images)
     return functional.log_softmax(logits.float(), dim=1)
 

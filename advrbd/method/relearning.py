@@ -18,7 +18,8 @@ def relearn(run: Run, kept: torch.Tensor, settings: RelearningSettings) -> Netwo
 def relabel(run: Run, network: Network, suspects: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What ``network``, which was trained without them, sees in the ``suspects`` (int64 [S]).
 
-    Returns the most probable class int64 [S] and its probability float32 [S], averaged over both mirror images.
+    Returns the most probable class int64 [S] and its probability float32 [S], from the mean logits of the image and
+    its mirror image.
     """
     confidence, labels = run.infer(network, suspects, mirror=True).probabilities.max(dim=1)
     return labels, confidence

@@ -50,20 +50,24 @@ def separate(
         members = (labels == label).nonzero().flatten()
         if len(members) >= 2 * settings.minimum_group:
             splits.append(_split_class(whitened, members, label, seeds, settings, generator))
-    return tuple(splits)
+    return tuple(split for split in splits if split is not None)
 
 
-def candidates(splits: tuple[Split, ...], settings: SeparationSettings) -> tuple[Split, ...]:
-    """The splits worth an enhancement, strongest first: all beyond the limits, and always the few strongest."""
+def candidates(splits: tuple[Split, ...], settings: SeparationSettings) -> tuple[tuple[Split, ...], int]:
+    """The splits worth an enhancement, strongest first: all beyond the limits, and always the few strongest.
+
+    At most ``settings.most_candidates``; how many more were beyond the limits is returned beside them.
+    """
     usable = [split for split in splits if split.group.sum() >= settings.minimum_group]
     ranked = sorted(usable, key=lambda split: -split.strength)
-    return tuple(
+    chosen = [
         split
-        for rank, split in enumerate(ranked[: settings.most_candidates])
+        for rank, split in enumerate(ranked)
         if rank < settings.least_candidates
         or split.bimodality > settings.bimodality_limit
         or split.distance > settings.distance_limit
-    )
+    ]
+    return tuple(chosen[: settings.most_candidates]), max(0, len(chosen) - settings.most_candidates)
 
 
 def _whiten(features: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
@@ -86,8 +90,11 @@ def _split_class(
     seeds: torch.Tensor,
     settings: SeparationSettings,
     generator: torch.Generator,
-) -> Split:
+) -> Split | None:
+    """The split of one class, None where all of its images look alike to the model."""
     points = whitened[members]
+    if len(points.unique(dim=0)) < 2:
+        return None
     seed = int(torch.randint(2**31, (), generator=generator))
     parts = torch.from_numpy(KMeans(2, n_init=settings.starts, random_state=seed).fit_predict(points.numpy())).bool()
     first, second = points[~parts], points[parts]

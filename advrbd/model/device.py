@@ -1,5 +1,7 @@
 """Where the tensors live, in which precision the models run, and why."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +17,24 @@ class Device:
     autocast_dtype: torch.dtype | None
     reason: str
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+    def autocast(self, unscaled_gradients: bool = False) -> torch.autocast:
+        """The autocast context; none in float16 where gradients aren't scaled, since small ones would vanish."""
+        vanish = unscaled_gradients and self.autocast_dtype is torch.float16
+        return torch.autocast(
+            self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None and not vanish
+        )
+
+    def seeded(self, generator: torch.Generator) -> AbstractContextManager:
+        """A context in which torch's global randomness (weights, dropout) comes from ``generator``, without a trace."""
+        seed = int(torch.randint(2**31, (), generator=generator))
+        return _seeded(seed, [self.device] if self.device.type == "cuda" else [])
+
+
+@contextmanager
+def _seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
 def choose_device(name: str = "auto") -> Device:
@@ -59,6 +77,8 @@ def _cuda(device: torch.device, why: str) -> Device:
     if number >= torch.cuda.device_count():
         raise DeviceError(f"there is no cuda:{number}; this machine has {torch.cuda.device_count()} CUDA device(s)")
     device = torch.device("cuda", number)
-    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    with torch.cuda.device(device):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = torch.bfloat16 if native else torch.float16
     precision = str(dtype).removeprefix("torch.")
     return Device(device, dtype, f"{device}, {torch.cuda.get_device_name(device)}, {precision} autocast ({why})")

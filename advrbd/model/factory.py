@@ -89,8 +89,7 @@ def explain_choice(requested: str, spec: ModelSpec, image_side: int, device: Dev
     """One line for the user: which model, at which size, and why."""
     width = f" with {'-'.join(map(str, spec.arguments['channels']))} channels" if "channels" in spec.arguments else ""
     why = f"picked for {device.device.type}" if requested == "auto" else "asked for"
-    stem = ", stride-1 stem" if spec.image_size <= SMALL_IMAGE_SIDE else ""
-    return f"{spec.name}{width} at {spec.image_size} px{stem} ({why}; images are about {image_side} px)"
+    return f"{spec.name}{width} at {spec.image_size} px ({why}; images are about {image_side} px)"
 
 
 def build(spec: ModelSpec, device: Device, generator: torch.Generator) -> Network:
@@ -98,8 +97,7 @@ def build(spec: ModelSpec, device: Device, generator: torch.Generator) -> Networ
 
     Raises ``ModelError`` when timm can't build the model at this size.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+    with device.seeded(generator):
         try:
             backbone = timm.create_model(
                 spec.name, pretrained=spec.pretrained, num_classes=spec.class_count, **_size_arguments(spec)
@@ -122,7 +120,7 @@ def _check_fits(network: Network, spec: ModelSpec, device: Device) -> None:
     try:
         with torch.no_grad():
             shape = network(probe).shape
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{spec.name} doesn't take {spec.image_size}-pixel images: {error}") from error
     if shape != (2, spec.class_count):
         raise ModelError(f"{spec.name} is no image classifier: its output has the shape {tuple(shape)}")

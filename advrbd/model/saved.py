@@ -4,14 +4,17 @@ import json
 import os
 from pathlib import Path
 
+import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from advrbd.errors import ModelError
-from advrbd.model.device import Device
+from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec, Network, build
 from advrbd.writing import printable, write_whole
+
+KNOWN_ARGUMENTS = {"stem_width", "channels"}  # of timm.create_model, that `--model auto` gives
 
 
 def save_model(path: Path, network: Network, spec: ModelSpec, classes: tuple[str, ...]) -> None:
@@ -33,8 +36,13 @@ def load_model(path: str | os.PathLike, device: str = "cpu") -> tuple[Network, t
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         classes = tuple(about.pop("classes"))
         spec = ModelSpec(**about | {"pretrained": False, "mean": tuple(about["mean"]), "std": tuple(about["std"])})
+        if not timm.is_model(spec.name) or not set(spec.arguments) <= KNOWN_ARGUMENTS:
+            raise ValueError("unknown architecture")  # others could make timm read files or the network
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is no model saved by advrbd: {error}") from error
-    network = build(spec, Device(torch.device(device), None, "loading"), torch.Generator())
-    network.backbone.load_state_dict(weights)
+    network = build(spec, choose_device(device), torch.Generator())
+    try:
+        network.backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(f"{path} holds other weights than its description says") from error
     return network.eval(), classes

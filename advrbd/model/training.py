@@ -14,6 +14,7 @@ from torch.nn import functional
 from advrbd.config import TrainingSettings
 from advrbd.data.augment import augment
 from advrbd.data.pixels import Pixels
+from advrbd.errors import ModelError
 from advrbd.events import Notify, Progress, ignore
 from advrbd.model.device import Device
 from advrbd.model.factory import Network
@@ -51,30 +52,31 @@ def train(
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.autocast_dtype is torch.float16)
     shift = round(settings.shift * pixels.size)
 
+    def step(indices: torch.Tensor) -> torch.Tensor:
+        labels = targets(indices, generator).to(device.device)
+        images = augment(pixels.batch(indices, device.device), settings.flip, shift, generator)
+        with device.autocast():
+            logits = network(images)
+        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+        return loss.detach()
+
     network.train()
-    mean_loss = math.nan
-    started, done = time.perf_counter(), 0
-    for epoch in range(epochs):
-        order = examples[torch.randperm(len(examples), generator=generator)]
-        total = torch.zeros((), device=device.device)
-        for step in range(steps_per_epoch):
-            indices = order[step * batch_size : (step + 1) * batch_size]
-            labels = targets(indices, generator).to(device.device)
-            images = augment(pixels.batch(indices, device.device), settings.flip, shift, generator)
-            with device.autocast():
-                logits = network(images)
-            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            schedule.step()
-            total += loss.detach()
-        done += steps_per_epoch * batch_size
-        mean_loss = float(total) / steps_per_epoch
-        speed = done / (time.perf_counter() - started)
-        detail = f"epoch {epoch + 1}/{epochs}, loss {mean_loss:.3f}, {speed:.0f} images/s"
-        notify(Progress(stage, done, epochs * steps_per_epoch * batch_size, detail=detail))
+    mean_loss, started = math.nan, time.perf_counter()
+    images_per_epoch = steps_per_epoch * batch_size
+    with device.seeded(generator):  # dropout and the like draw from torch's global generator
+        for epoch in range(1, epochs + 1):
+            order = examples[torch.randperm(len(examples), generator=generator)][:images_per_epoch]
+            mean_loss = float(torch.stack([step(indices) for indices in order.split(batch_size)]).mean())
+            if not math.isfinite(mean_loss):
+                raise ModelError(f"training diverged ({stage}); try another --model or --seed")
+            speed = epoch * images_per_epoch / (time.perf_counter() - started)
+            detail = f"epoch {epoch}/{epochs}, loss {mean_loss:.3f}, {speed:.0f} images/s"
+            notify(Progress(stage, epoch * images_per_epoch, epochs * images_per_epoch, detail=detail))
     network.eval()
     return mean_loss
 

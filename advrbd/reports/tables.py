@@ -17,6 +17,7 @@ from advrbd.writing import escaped, printable
 
 SCHEMA = "advrbd.report/1"
 COLUMNS = ("path", "label", "suspect", "score", "suggested_label", "suggested_confidence", "status", "sha256")
+FLAGS = {"true": True, "false": False}  # in any case: spreadsheets write TRUE
 FORMATS = ("csv", "json", "jsonl", "table")
 
 
@@ -27,7 +28,7 @@ def render(report: Report, form: str, all_files: bool = False) -> bytes:
         case "csv":
             return _csv(rows)
         case "jsonl":
-            return "".join(json.dumps(entry) + "\n" for entry in rows).encode()
+            return "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in rows).encode()
         case "json":
             whole = {
                 "schema": SCHEMA,
@@ -37,7 +38,7 @@ def render(report: Report, form: str, all_files: bool = False) -> bytes:
                 "files": rows,
                 "run": report.run,
             }
-            return (json.dumps(whole, indent=1) + "\n").encode()
+            return (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
         case "table":
             return _text(rows)
     raise ValueError(f"unknown format {form!r}")
@@ -101,7 +102,7 @@ def read_suspects(path: str | os.PathLike) -> dict[str, str]:
         return {
             entry["path"].removeprefix("./"): entry["sha256"]
             for entry in rows
-            if entry["suspect"] in (True, "true") and entry["status"] == OK
+            if FLAGS[str(entry["suspect"]).lower()] and entry["status"] == OK
         }
     except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise ReportError(f"{path} is no report of `advrbd scan` (CSV, JSON or JSON lines)") from error

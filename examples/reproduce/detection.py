@@ -52,7 +52,7 @@ def run_program(*arguments: str) -> dict:
     log = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code not in (0, 1):
+    if code not in ((0, 1) if arguments[0] == "scan" else (0,)):
         raise SystemExit(f"advrbd {' '.join(arguments)} failed with {code}:\n{log}")
     spent = time.perf_counter() - started
     return {"exit": code, "seconds": round(spent, 1), "peak_mb": round(usage.ru_maxrss / 1024), "log": log}
@@ -90,14 +90,14 @@ def run_unit(arguments: argparse.Namespace, attack_name: str, rate: float, seed:
     config = Config(model=arguments.model, device=arguments.device, seed=seed)
 
     def judge(network) -> dict:
-        success = attack_success_rate(network, attack, images, labels, arguments.target, arguments.device)
-        return {"acc": round(accuracy(network, images, labels, arguments.device), 4), "asr": round(success, 4)}
+        success = attack_success_rate(network, attack, images, labels, arguments.target)
+        return {"acc": round(accuracy(network, images, labels), 4), "asr": round(success, 4)}
 
     cleaned = directory / "clean"
     model = directory / "clean.safetensors"
     outputs = ["--out", str(cleaned), "-o", str(directory / "clean.csv"), "--save-model", str(model)]
     unit["clean"] = run_program("clean", str(data), "--report", str(report), *outputs, *common)
-    unit["clean_model"] = judge(load_model(model, "cpu" if arguments.device == "auto" else arguments.device)[0])
+    unit["clean_model"] = judge(load_model(model, arguments.device)[0])
     unit["undefended"] = judge(train_plainly(data, config))
     unit["trained_on_cleaned"] = judge(train_plainly(cleaned, config))
     with (directory / "clean.csv").open(newline="") as file:
@@ -150,7 +150,9 @@ def main() -> None:
     for seed in arguments.seeds:
         for attack in arguments.attacks:
             for rate in arguments.rates if attack != "none" else [0.0]:
-                name = f"{arguments.data.name}-{arguments.per_class}-{arguments.model}-{attack}-{rate}-{seed}"
+                scope = "detection" if arguments.no_clean else "full"
+                parts = (arguments.data.name, arguments.per_class, arguments.model, arguments.target, scope)
+                name = "-".join(map(str, (*parts, attack, rate, seed)))
                 result = arguments.work / f"{name}.json"
                 if not result.exists():
                     unit = run_unit(arguments, attack, rate, seed, arguments.work / name)
