@@ -42,7 +42,8 @@ def enhance(
 ) -> Enhanced:
     """Enhance what ``split`` found among the images ``examples`` (int64 [M]); ``seeds`` bool [M] are the trusted ones.
 
-    Starts from ``network``, which is left as it is. Gives up after a round whose ambiguity is hopeless.
+    Starts from ``network``, which is left as it is. Gives up after a round whose ambiguity is hopeless,
+    in the first one already after one half: most classes that are looked at hold nothing.
     """
     in_class = run.labels[examples] == split.label
     members = in_class.nonzero().flatten()
@@ -66,6 +67,10 @@ def enhance(
                 stage,
             )
             judged[side, members] = run.infer(expert, examples[members]).probabilities[:, split.label]
+            if number == 1 and side == 0:
+                unseen = judged[0, in_class & ~(own & (learned | unlearned))]
+                if (ambiguity := _ambiguity(unseen, settings)) > settings.hopeless_ambiguity:
+                    return Enhanced(split.label, judged[0], ambiguity, number)
         shown = in_class & (learned | unlearned)
         probability = torch.where(shown, judged[1 - half, torch.arange(len(examples))], judged.mean(dim=0))
         ambiguity = _ambiguity(probability[in_class], settings)
