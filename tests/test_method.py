@@ -7,8 +7,8 @@ import torch
 
 from advrbd.config import IdentificationSettings, PartitionSettings, SeparationSettings, TrainingSettings
 from advrbd.data.pixels import Pixels
-from advrbd.method.enhancement import Enhanced, unlearning
-from advrbd.method.identification import identify
+from advrbd.method.enhancement import Enhanced, _halves, unlearning
+from advrbd.method.identification import identify, second_opinion
 from advrbd.method.partition import partition
 from advrbd.method.perturbation import divergence, random_patches
 from advrbd.method.separation import Split, candidates, separate
@@ -123,6 +123,20 @@ def test_a_sharp_division_convicts_the_class_and_a_blurred_one_does_not():
     assert blurred.verdicts == {0: CLEAN}
     assert not blurred.suspects.any()
     assert sharp.score[0] > blurred.score[0]
+
+
+def test_a_second_opinion_raises_the_score_of_a_denied_label_and_clears_nobody():
+    score = torch.tensor([0.2, 0.2, 0.2, 0.99])
+    own_label = torch.tensor([0.02, 0.5, 0.98, 0.98])
+    heard = second_opinion(score, own_label)
+    assert heard[0] > 0.9
+    assert torch.allclose(heard[1:], score[1:], atol=1e-4)
+
+
+def test_halves_cut_every_part_evenly(generator):
+    parts = torch.arange(100) < 11, torch.arange(100) >= 60
+    half = _halves(100, parts, generator)
+    assert [int(half[part].sum()) for part in parts] == [5, 20]
 
 
 def test_a_class_that_was_not_enhanced_has_no_suspects_whatever_its_split():

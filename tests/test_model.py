@@ -1,5 +1,7 @@
 """Any timm model, fitted to the images: sizes, stems, errors, saving and loading."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -72,6 +74,15 @@ def test_a_saved_model_comes_back_with_its_classes_and_answers(tmp_path):
     with torch.no_grad():
         assert torch.equal(network(images), loaded(images))
     assert classes == ("cat", "dog", "eel")
+
+
+@pytest.mark.parametrize("lie", [{"name": "hf-hub:timm/resnet18"}, {"arguments": {"checkpoint_path": "x"}}])
+def test_a_saved_model_cannot_make_timm_read_other_files_or_the_network(tmp_path, lie):
+    spec = ModelSpec("test_resnet", 2, 16)
+    network = build(spec, CPU, torch.Generator())
+    save_model(tmp_path / "model.safetensors", network, replace(spec, **lie), ("cat", "dog"))
+    with pytest.raises(ModelError, match="no model saved by advrbd"):
+        load_model(tmp_path / "model.safetensors")
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):

@@ -21,19 +21,26 @@ from advrbd.output import MANIFEST
 from advrbd.pipeline import train_plainly
 from advrbd.reports.tables import render
 
-RATE, TARGET = 0.05, 3
+CLASSES, RATE, TARGET = 6, 0.05, 3  # the digits 0 to 5: what all ten take longer for shows nothing more
+
+
+def few_digits():
+    """Training images and labels, held-out images and labels, of the first ``CLASSES`` digits."""
+    images, labels, held_out, held_out_labels = digits()
+    few, held_out_few = labels < CLASSES, held_out_labels < CLASSES
+    return images[few], labels[few], held_out[held_out_few], held_out_labels[held_out_few]
 
 
 @pytest.fixture(scope="session")
 def held_out():
-    _, _, images, labels = digits()
+    _, _, images, labels = few_digits()
     return images, labels
 
 
 @pytest.fixture(scope="session")
 def clean_digits(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("clean") / "digits"
-    images, labels, _, _ = digits()
+    images, labels, _, _ = few_digits()
     write_image_folder(images, labels, root)
     return root
 
@@ -115,14 +122,14 @@ def test_the_cleaned_folder_loads_and_its_suspects_got_their_true_labels(poisone
     _, truth, _, _ = poisoned
     out, _ = cleaned
     folder = ImageFolder(str(out))
-    assert folder.classes == [str(number) for number in range(10)]
+    assert folder.classes == [str(number) for number in range(CLASSES)]
     manifest = json.loads((out / MANIFEST).read_text())
     assert len(folder) == sum(entry["written"] is not None for entry in manifest["files"])
-    _, labels, _, _ = digits()
+    _, labels, _, _ = few_digits()
     moved = [e for e in manifest["files"] if e["action"] == "relabelled" and truth.get(e["source"]) == "poison"]
     true_label = [str(labels[int(Path(entry["source"]).name[:5])]) for entry in moved]
     right = np.mean([entry["new_label"] == label for entry, label in zip(moved, true_label, strict=True)])
-    assert len(moved) > 40
+    assert len(moved) >= 0.8 * RATE * len(labels)
     assert right > 0.9
 
 
@@ -131,7 +138,7 @@ def test_the_backdoor_is_in_the_poisoned_folder_and_gone_from_the_cleaned_one(po
     attack = ATTACKS["badnets"](seed=0)
     undefended = train_plainly(poisoned[0])
     model, classes = advrbd.load_model(cleaned[0].with_name("out.safetensors"))
-    assert classes == tuple(str(number) for number in range(10))
+    assert classes == tuple(str(number) for number in range(CLASSES))
     assert attack_success_rate(undefended, attack, images, labels, TARGET) > 0.8
     assert attack_success_rate(model, attack, images, labels, TARGET) < 0.05
 
