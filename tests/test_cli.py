@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,8 @@ def test_poison_from_end_to_end(place, snapshot):
 def test_an_interrupted_scan_writes_nothing(place, snapshot):
     before = snapshot(place)
     command = [*COMMAND, "scan", "../data", *TINY, *CSV]
-    with subprocess.Popen(command, cwd=place / "work", stdout=-1, stderr=-1, text=True) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background starts out deaf to it
+    with subprocess.Popen(command, cwd=place / "work", stdout=-1, stderr=-1, text=True, preexec_fn=heard) as process:
         seen = iter(process.stderr.readline, "")
         assert any(line.startswith("model: ") for line in seen)  # from here on it works for long
         process.send_signal(signal.SIGINT)
