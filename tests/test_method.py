@@ -111,7 +111,7 @@ def test_unlearning_draws_every_label_but_the_own_one_and_learning_never_changes
 def verdict_of(ambiguity: float, probability: torch.Tensor):
     labels = torch.zeros(len(probability), dtype=torch.int64)
     split = Split(0, probability > 0.5, bimodality=5.0, distance=8.0)
-    enhanced = Enhanced(0, probability, ambiguity, 3)
+    enhanced = Enhanced(0, probability, ambiguity)
     return identify(labels, (split,), (enhanced,), IdentificationSettings())
 
 

@@ -34,7 +34,6 @@ class Enhanced:
     label: int
     probability: torch.Tensor
     ambiguity: float
-    rounds: int
 
 
 def enhance(
@@ -50,7 +49,7 @@ def enhance(
     half = _halves(len(examples), (split.group, in_class & ~split.group), run.generator)
     learned, unlearned = split.group, (seeds | ~in_class) & ~split.group
     probability = torch.zeros(len(examples))
-    ambiguity, number = float("inf"), 0
+    ambiguity = float("inf")
     for number in range(1, settings.rounds + 1):
         judged = torch.zeros(2, len(examples))
         for side in (0, 1):
@@ -70,7 +69,7 @@ def enhance(
             if number == 1 and side == 0:
                 unseen = judged[0, in_class & ~(own & (learned | unlearned))]
                 if (ambiguity := _ambiguity(unseen, settings)) > settings.hopeless_ambiguity:
-                    return Enhanced(split.label, judged[0], ambiguity, number)
+                    return Enhanced(split.label, judged[0], ambiguity)
         shown = in_class & (learned | unlearned)
         probability = torch.where(shown, judged[1 - half, torch.arange(len(examples))], judged.mean(dim=0))
         ambiguity = _ambiguity(probability[in_class], settings)
@@ -78,7 +77,7 @@ def enhance(
         unlearned = ~in_class | (probability < settings.cleared)
         if ambiguity > settings.hopeless_ambiguity or min(learned[half == side].sum() for side in (0, 1)) == 0:
             break
-    return Enhanced(split.label, probability, ambiguity, number)
+    return Enhanced(split.label, probability, ambiguity)
 
 
 def _halves(count: int, parts: tuple[torch.Tensor, ...], generator: torch.Generator) -> torch.Tensor:
