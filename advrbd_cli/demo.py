@@ -72,7 +72,7 @@ def _compare(found, undefended, cleaned, attack, images, labels) -> None:
 
     table = Table("", "accuracy", "attack success rate", title="on digits that were held out")
     for name, network in (("trained on the folder as it came", undefended), ("clean model", cleaned)):
-        success = attack_success_rate(network, attack, images, labels, TARGET)
+        success = attack_success_rate(network, attack, images, labels, TARGET, 10)
         table.add_row(name, f"{accuracy(network, images, labels):.3f}", f"{success:.3f}")
     console.show(table)
     console.say(

@@ -1,10 +1,18 @@
-"""Backdoor attacks, to test the scanner with: each turns a clean image into one that carries its trigger."""
+"""Backdoor attacks, to test the scanner with: the eight of the paper's Table I, and what else an attacker would try."""
 
+from advrbd.attacks.adaptive import AdaptiveBlend, AdaptivePatch
 from advrbd.attacks.badnets import BadNets
 from advrbd.attacks.base import Attack
 from advrbd.attacks.blend import Blend
+from advrbd.attacks.physicalba import PhysicalBA
+from advrbd.attacks.sig import SIG
+from advrbd.attacks.tact import TaCT
+from advrbd.attacks.wanet import WaNet
+from advrbd.attacks.wider import AllToAll, FaintPatch, LabelNoise, RandomPlace, TwoBackdoors
 
-ATTACKS: dict[str, type[Attack]] = {"badnets": BadNets, "blend": Blend}
+PAPER = (BadNets, Blend, SIG, WaNet, PhysicalBA, TaCT, AdaptiveBlend, AdaptivePatch)
+WIDER = (AllToAll, TwoBackdoors, RandomPlace, FaintPatch, LabelNoise)
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in PAPER + WIDER}
 """The attacks by the name that the command line gives them."""
 
-__all__ = ["ATTACKS", "Attack", "BadNets", "Blend"]
+__all__ = ["ATTACKS", "PAPER", "WIDER", "Attack", *(attack.__name__ for attack in PAPER + WIDER)]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from advrbd.attacks.base import Attack
+from advrbd.attacks.pictures import scaled
 
 
 class BadNets(Attack):
@@ -15,7 +16,7 @@ class BadNets(Attack):
         self.side = side
 
     def stamp(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        side = max(1, round(self.side * min(image.shape[:2]) / 32))
+        side = scaled(self.side, image)
         stamped = image.copy()
         stamped[-side:, -side:] = 255
         return stamped

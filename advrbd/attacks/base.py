@@ -1,45 +1,93 @@
-"""What an attack is: a rule for choosing images, and a trigger for their pixels."""
+"""What an attack is: a plan of which files it changes, and a trigger for their pixels."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+CLEAN = "clean"
 POISON = "poison"
 COVER = "cover"
+MISLABELLED = "mislabelled"
+
+Stamp = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""An image uint8 [height, width, 3] of any size and a source of randomness in, the changed image out."""
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which images an attack takes, as positions: ``poison`` gets trigger and target label, ``cover`` keeps its own."""
+class Change:
+    """What happens to the image at ``position``: its ``role``, the ``label`` that it gets, and its new pixels.
 
-    poison: np.ndarray
-    cover: np.ndarray
+    ``poison`` carries the trigger under the target's label, ``cover`` carries it (or something like it) under the
+    image's own; ``mislabelled`` has a wrong label and no trigger. ``stamp`` is None where no pixel changes.
+    """
+
+    position: int
+    role: str
+    label: int
+    stamp: Stamp | None
 
 
 class Attack(ABC):
     """A backdoor attack with all its settings; the trigger itself is drawn from ``seed``, never a known picture.
 
-    Images are uint8 arrays [height, width, 3] of any size.
+    ``cover_rate`` is the share of all images that become covers. An attack overrides ``sources`` where not every
+    image of another class will do, and what its trigger does to pixels.
     """
 
     name: str
+    cover_rate: float = 0.0
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def select(
-        self, labels: np.ndarray, target_label: int, poison_rate: float, generator: np.random.Generator
-    ) -> Selection:
-        """Draw ``poison_rate`` of all images from the classes other than the target; dirty-label, without covers."""
-        sources = np.flatnonzero(labels != target_label)
-        count = min(len(sources), round(poison_rate * len(labels)))
-        return Selection(np.sort(generator.choice(sources, count, replace=False)), np.empty(0, np.int64))
+    def plan(
+        self,
+        labels: np.ndarray,
+        target_label: int,
+        class_count: int,
+        poison_rate: float,
+        generator: np.random.Generator,
+    ) -> list[Change]:
+        """Choose ``poison_rate`` of the images with ``labels`` int64 [N], as far as there are so many sources."""
+        sources = np.flatnonzero(self.sources(labels, target_label))
+        poisoned = _draw(sources, round(poison_rate * len(labels)), generator)
+        others = np.setdiff1d(np.flatnonzero(self.cover_sources(labels, target_label)), poisoned)
+        covers = _draw(others, round(self.cover_rate * len(labels)), generator)
+        wanted = self.poisoned_label(labels, target_label, class_count)
+        return [Change(int(i), POISON, int(wanted[i]), self.stamp) for i in poisoned] + [
+            Change(int(i), COVER, int(labels[i]), self.stamp_cover) for i in covers
+        ]
+
+    def sources(self, labels: np.ndarray, target_label: int) -> np.ndarray:
+        """Which images can be poisoned, bool [N]: those of every other class."""
+        return labels != target_label
+
+    def cover_sources(self, labels: np.ndarray, target_label: int) -> np.ndarray:
+        """Which images can become covers, bool [N]."""
+        return labels != target_label
+
+    def victims(self, labels: np.ndarray, target_label: int) -> np.ndarray:
+        """Which test images the attack success rate is measured on, bool [N]."""
+        return labels != target_label
+
+    def poisoned_label(self, labels: np.ndarray, target_label: int, class_count: int) -> np.ndarray:
+        """The label int64 [N] that each image would have once it is poisoned, and that the trigger then brings."""
+        return np.full_like(labels, target_label)
 
     @abstractmethod
     def stamp(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """The training image with its trigger; ``image`` is left as it is."""
 
+    def stamp_cover(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """The training image as a cover; with the trigger as in a poisoned one unless overridden."""
+        return self.stamp(image, generator)
+
     def stamp_test(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """The trigger as the attacker shows it to the trained model; the same as in training unless overridden."""
         return self.stamp(image, generator)
+
+
+def _draw(positions: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    return np.sort(generator.choice(positions, min(len(positions), count), replace=False))

@@ -10,19 +10,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from advrbd.attacks.base import COVER, POISON, Attack
+from advrbd.attacks.base import CLEAN, Attack, Stamp
 from advrbd.data.folder import OK, index
 from advrbd.data.pixels import read_image
 from advrbd.errors import DatasetError
 from advrbd.writing import Names, NewFolder, check_target_file, check_target_folder, in_class, printable, write_whole
 
-CLEAN = "clean"
 TRUTH_COLUMNS = ("path", "role", "label", "original_label", "original_path")
 
 
 @dataclass(frozen=True)
 class PlantedFile:
-    """One file of the poisoned copy: ``role`` is poison, cover or clean; paths as in the index."""
+    """One file of the poisoned copy: ``role`` is poison, cover, mislabelled or clean; paths as in the index."""
 
     path: str
     role: str
@@ -42,7 +41,7 @@ def plant(
     """Write ``root`` to the new folder ``out`` with ``poison_rate`` of its images poisoned, and ``out.truth.csv``.
 
     Clean files are copied byte for byte. Poisoned files keep their format, without loss where it knows how; they
-    move to the folder of ``target_label``. Raises ``DatasetError`` or ``OutputError``; nothing is half-written.
+    move to the folder of their new label (``target_label``, in most attacks). Raises ``DatasetError`` or ``OutputError``; nothing is half-written.
     """
     out = Path(out)
     source = index(root)
@@ -57,33 +56,35 @@ def plant(
     files = [file for file in source.files if file.status == OK]
     labels = np.array([file.label for file in files])
     generator = np.random.default_rng(seed)
-    selection = attack.select(labels, source.classes.index(target_label), poison_rate, generator)
-    roles = {int(i): POISON for i in selection.poison} | {int(i): COVER for i in selection.cover}
+    target = source.classes.index(target_label)
+    plan = attack.plan(labels, target, len(source.classes), poison_rate, generator)
+    changes = {change.position: change for change in plan}
 
     names = Names(file.path for file in files)
     planted = []
     with NewFolder(out) as temporary:
         for position, file in enumerate(files):
-            role, label = roles.get(position, CLEAN), source.class_name(file)
+            change, label = changes.get(position), source.class_name(file)
             path = file.path
-            if role == POISON and label != target_label:
-                path = names.claim(in_class(path, target_label), label)
+            if change and change.label != file.label:
+                path = names.claim(in_class(path, source.classes[change.label]), label)
             destination = temporary / path
             destination.parent.mkdir(parents=True, exist_ok=True)
-            if role == CLEAN:
-                shutil.copyfile(source.root / file.path, destination)
+            if change and change.stamp:
+                _stamp_file(source.root / file.path, destination, change.stamp, generator)
             else:
-                _stamp_file(source.root / file.path, destination, attack, generator)
+                shutil.copyfile(source.root / file.path, destination)
+            role = change.role if change else CLEAN
             planted.append(PlantedFile(path, role, path.split("/")[0], label, file.path))
         write_whole(truth_path, _truth_csv(planted))
     return tuple(sorted(planted, key=lambda entry: entry.path))
 
 
-def _stamp_file(source: Path, destination: Path, attack: Attack, generator: np.random.Generator) -> None:
+def _stamp_file(source: Path, destination: Path, stamp: Stamp, generator: np.random.Generator) -> None:
     pixels, status, _ = read_image(source, None)
     if pixels is None:
         raise DatasetError(f"cannot poison {source}: {status}; remove it or mend it")
-    stamped = Image.fromarray(attack.stamp(pixels, generator))
+    stamped = Image.fromarray(stamp(pixels, generator))
     match destination.suffix.lower():
         case ".jpg" | ".jpeg":
             stamped.save(destination, quality=95, subsampling=0)

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from advrbd.attacks.base import COVER, POISON, Attack
-from advrbd.attacks.plant import CLEAN
+from advrbd.attacks.base import CLEAN, COVER, MISLABELLED, POISON, Attack
 from advrbd.data.pixels import Pixels
 from advrbd.model.device import choose_device
 from advrbd.model.factory import Network
@@ -18,7 +17,8 @@ from advrbd.reports.report import FileResult
 
 @dataclass(frozen=True)
 class Detection:
-    """Counts of files. Cover files (trigger, true label) are neither positives nor negatives; they stand apart.
+    """Counts of files. Covers (trigger, true label) and mislabelled files (wrong label, no trigger) are neither
+    positives nor negatives; they stand apart.
 
     ``auroc`` is that of the score, poisoned against clean files; NaN where nothing was planted.
     """
@@ -29,6 +29,8 @@ class Detection:
     false_alarms: int
     covers: int
     covers_flagged: int
+    mislabelled: int
+    mislabelled_flagged: int
     auroc: float
 
     @property
@@ -46,11 +48,10 @@ def detection(files: Iterable[FileResult], role: dict[str, str]) -> Detection:
     roles = np.array([role.get(file.path, CLEAN) for file in readable])
     suspects = np.array([file.suspect for file in readable])
     score = np.array([file.score for file in readable])
-    poisoned, cover = roles == POISON, roles == COVER
-    clean = ~poisoned & ~cover
+    poisoned, clean, cover, mislabelled = (roles == role for role in (POISON, CLEAN, COVER, MISLABELLED))
     auroc = float("nan")
     if poisoned.any() and clean.any():
-        auroc = float(roc_auc_score(poisoned[~cover], score[~cover]))
+        auroc = float(roc_auc_score(poisoned[poisoned | clean], score[poisoned | clean]))
     return Detection(
         int(poisoned.sum()),
         int((suspects & poisoned).sum()),
@@ -58,6 +59,8 @@ def detection(files: Iterable[FileResult], role: dict[str, str]) -> Detection:
         int((suspects & clean).sum()),
         int(cover.sum()),
         int((suspects & cover).sum()),
+        int(mislabelled.sum()),
+        int((suspects & mislabelled).sum()),
         auroc,
     )
 
@@ -70,9 +73,11 @@ def accuracy(network: Network, images: np.ndarray, labels: np.ndarray) -> float:
 
 
 def attack_success_rate(
-    network: Network, attack: Attack, images: np.ndarray, labels: np.ndarray, target_label: int
+    network: Network, attack: Attack, images: np.ndarray, labels: np.ndarray, target_label: int, class_count: int
 ) -> float:
-    """Share of the images of other classes that get ``target_label`` once they carry the trigger."""
+    """Share of the attack's victims among the test images that get the attacker's label once they carry the trigger."""
     generator = np.random.default_rng(attack.seed)
-    stamped = np.stack([attack.stamp_test(image, generator) for image in images[labels != target_label]])
-    return accuracy(network, stamped, np.full(len(stamped), target_label))
+    victims = attack.victims(labels, target_label)
+    wanted = attack.poisoned_label(labels, target_label, class_count)[victims]
+    stamped = np.stack([attack.stamp_test(image, generator) for image in images[victims]])
+    return accuracy(network, stamped, wanted)

@@ -90,7 +90,7 @@ def run_unit(arguments: argparse.Namespace, attack_name: str, rate: float, seed:
     config = Config(model=arguments.model, device=arguments.device, seed=seed)
 
     def judge(network) -> dict:
-        success = attack_success_rate(network, attack, images, labels, arguments.target)
+        success = attack_success_rate(network, attack, images, labels, arguments.target, len(classes))
         return {"acc": round(accuracy(network, images, labels), 4), "asr": round(success, 4)}
 
     cleaned = directory / "clean"
