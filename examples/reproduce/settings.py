@@ -1,0 +1,75 @@
+"""Change single settings of a run from the command line, so that an ablation moves one thing alone."""
+
+import math
+from dataclasses import fields, is_dataclass, replace
+from types import NoneType
+from typing import get_args, get_type_hints
+
+from advrbd.config import Config
+
+Value = bool | int | float | str
+ELSEWHERE = {"model": "--models", "device": "--device", "seed": "--seeds"}
+
+
+def parse_overrides(texts: list[str]) -> tuple[tuple[str, Value], ...]:
+    """``STAGE.FIELD=VALUE`` texts as names and typed values, sorted by name. Raises ``ValueError`` with the reason."""
+    found: dict[str, Value] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"an override is written STAGE.FIELD=VALUE, not {text!r}")
+        if name in found:
+            raise ValueError(f"{name} is overridden twice")
+        found[name] = _parse(_kind(name), name, value)
+    return tuple(sorted(found.items()))
+
+
+def apply_overrides(settings, overrides: tuple[tuple[str, Value], ...]):
+    """A copy of the dataclass ``settings`` with the named fields changed, however deep they lie."""
+    for name, value in overrides:
+        first, _, rest = name.partition(".")
+        inner = apply_overrides(getattr(settings, first), ((rest, value),)) if rest else value
+        settings = replace(settings, **{first: inner})
+    return settings
+
+
+def shown(value: Value) -> str:
+    """A value as it is written in an override."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _kind(name: str) -> type:
+    """The type of the field ``name`` of ``Config``."""
+    if name in ELSEWHERE:
+        raise ValueError(f"{name} is set by {ELSEWHERE[name]}, not by an override")
+    at, where = Config, "Config"
+    for part in name.split("."):
+        names = [entry.name for entry in fields(at)] if is_dataclass(at) else []
+        if part not in names:
+            has = f"has {', '.join(names)}" if names else "is no stage"
+            raise ValueError(f"no setting is called {name!r}; {where} {has}")
+        at, where = get_type_hints(at)[part], part
+    if is_dataclass(at):
+        raise ValueError(f"{name} is a whole stage; name one of its fields: {', '.join(e.name for e in fields(at))}")
+    return next(kind for kind in get_args(at) or (at,) if kind is not NoneType)  # ``int | None`` is an int
+
+
+def _parse(kind: type, name: str, text: str) -> Value:
+    read = {bool: _truth, int: int, float: _finite, str: str}.get(kind)
+    if read is None:
+        raise ValueError(f"{name} can't be set from the command line")
+    try:
+        return read(text)
+    except (KeyError, ValueError):
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"{name} takes {expected}, not {text!r}") from None
+
+
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError
+    return number
