@@ -34,25 +34,33 @@ class PartitionSettings:
 
 @dataclass(frozen=True)
 class SeparationSettings:
-    """Which classes are worth an enhancement. A group smaller than ``minimum_group`` images can't be seen."""
+    """Into how many ``parts`` each class is cut, and how many of the clearest groups of each cut are ``examined``.
 
-    starts: int = 8
+    A small planted group is no part of its own before a class is cut often enough. The numbers are those for up to
+    ``classes`` classes and grow with them. A group smaller than ``minimum_group`` images can't be seen.
+    """
+
+    starts: int = 4
     minimum_group: int = 10
-    large_part: float = 0.4  # two parts this large: the seeds say which one is the class
-    least_candidates: int = 2
-    most_candidates: int = 10
-    bimodality_limit: float = 3.3
-    distance_limit: float = 7.0
+    parts: tuple[int, ...] = (2, 4, 8)
+    examined: tuple[int, ...] = (1, 1, 4)
+    classes: int = 25
 
 
 @dataclass(frozen=True)
 class EnhancementSettings:
-    """Algorithm 2. ``cleared``: the probability under which an image of the class joins the trusted ones."""
+    """Algorithm 2. ``cleared``: the probability under which an image of the class joins the trusted ones.
+
+    Between the two ambiguities (undecided images per image on the class's smaller side) another round may help.
+    ``own_share``: at least so many of the unlearned images are of the class itself.
+    """
 
     rounds: int = 3
     steps: int = 120
     cleared: float = 0.1
-    hopeless_ambiguity: float = 0.4
+    clear_ambiguity: float = 0.05
+    hopeless_ambiguity: float = 0.65
+    own_share: float = 0.02
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(epochs=1, minimum_steps=0, learning_rate=0.05)
     )
@@ -65,9 +73,9 @@ class IdentificationSettings:
     ``even_odds``: the enhanced probability at which a file of a convicted class is as likely poisoned as not.
     """
 
-    ambiguity_limit: float = 0.2
-    ambiguity_slope: float = 32.0
-    even_odds: float = 0.15
+    ambiguity_limit: float = 0.33
+    ambiguity_slope: float = 16.0
+    even_odds: float = 0.2
     unexamined: float = 0.01
 
 
@@ -87,7 +95,8 @@ class Config:
     """What a scan or a clean is told to do; the defaults need no knowledge of the data.
 
     ``looks``: how often at most the folder is looked at; after each look that found something, what was found is
-    taken out and a fresh model looks at the rest.
+    taken out and a fresh model looks at the rest. ``control_share``: size of the control group, as a share of an
+    average class.
     """
 
     model: str = "auto"
@@ -95,7 +104,8 @@ class Config:
     seed: int = 0
     image_size: int | None = None
     pretrained: bool = False
-    looks: int = 3
+    looks: int = 4
+    control_share: float = 0.1
     warm_up: TrainingSettings = field(default_factory=TrainingSettings)
     partition: PartitionSettings = field(default_factory=PartitionSettings)
     separation: SeparationSettings = field(default_factory=SeparationSettings)

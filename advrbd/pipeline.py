@@ -25,7 +25,7 @@ from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec, Network, build, choose_model, explain_choice
 from advrbd.model.run import Run
 from advrbd.output import MANIFEST, RELABELLED, Decision, decide, emptied_classes, write_folder
-from advrbd.reports.report import CLEAN, POISONED, ClassVerdict, FileResult, Report
+from advrbd.reports.report import POISONED, UNEXAMINED, ClassVerdict, FileResult, Report
 from advrbd.reports.tables import read_suspects
 from advrbd.version import __version__
 from advrbd.writing import check_target_folder, printable
@@ -61,7 +61,8 @@ def scan(
     started = time.perf_counter()
     with _repeatable():
         findings = find(run, _usable(index), config)
-    return _report(index, findings, _run_block(run, config, time.perf_counter() - started))
+    looked = {"looks": findings.looks, "control_found": findings.control_found}
+    return _report(index, findings, _run_block(run, config, time.perf_counter() - started) | looked)
 
 
 def clean(
@@ -181,7 +182,7 @@ def _report(index: FolderIndex, findings: Findings, run_block: dict) -> Report:
             name,
             counts[name],
             suspected[name],
-            findings.verdicts.get(label, CLEAN),
+            findings.verdicts.get(label, UNEXAMINED),
             findings.evidence.get(label, {}),
         )
         for label, name in enumerate(index.classes)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from advrbd.reports.report import Report
 
 EXAMPLES = "Example: advrbd scan ./data -o report.json && train.sh ./data"
-COLOURS = {"clean": "green", "suspicious": "yellow", "poisoned": "bold red"}
+COLOURS = {"clean": "green", "unexamined": "yellow", "suspicious": "yellow", "poisoned": "bold red"}
 
 
 def scan(
@@ -44,7 +44,10 @@ def scan(
         bool, typer.Option("--exit-zero", help="Exit 0 even if there are suspects.", rich_help_panel="Verdict")
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit 2 if any file couldn't be read.", rich_help_panel="Verdict")
+        bool,
+        typer.Option(
+            "--strict", help="Exit 2 if any file couldn't be read or any class examined.", rich_help_panel="Verdict"
+        ),
     ] = False,
     split: options.Split = None,
     model: options.Model = "auto",
@@ -85,8 +88,9 @@ def scan(
         chosen = ["--split", split] if split else []
         console.say(f"next: {shlex.join(['advrbd', 'clean', str(data), *chosen, *taken, '--out', 'CLEAN'])}")
 
-    if strict and report.unread:
-        console.error(f"{len(report.unread)} files couldn't be read (--strict)")
+    if strict and (report.unread or report.unexamined):
+        blind = f"{len(report.unread)} files couldn't be read and {len(report.unexamined)} classes not be examined"
+        console.error(f"{blind} (--strict)")
         raise typer.Exit(exits.FAILED)
     found = len(report.suspects) * 100 / max(1, len(report.files)) if is_share else len(report.suspects)
     if found >= threshold and report.suspects and not exit_zero:
@@ -96,7 +100,7 @@ def scan(
 def summarise(report: "Report", target: Path | None) -> None:
     """What was found, by class, and where the report is."""
     table = Table("class", "files", "suspects", "verdict", title=None)
-    shown = [entry for entry in report.classes if entry.suspects or entry.verdict != "clean"]
+    shown = [entry for entry in report.classes if entry.suspects or entry.verdict in ("suspicious", "poisoned")]
     for entry in shown:
         verdict = Text(entry.verdict, style=COLOURS[entry.verdict])
         table.add_row(Text(console.escaped(entry.label)), str(entry.files), str(entry.suspects), verdict)
@@ -108,7 +112,8 @@ def summarise(report: "Report", target: Path | None) -> None:
         + (f"{count} suspected of being poisoned" if count else "no suspects")
         + (f"; {unread} could not be read (see their status in the report)" if unread else "")
     )
-    console.say(f"verdict: {report.verdict}" + (f"; report: {target}" if target else ""))
+    blind = f" ({len(report.unexamined)} of {len(report.classes)} classes unexamined)" if report.unexamined else ""
+    console.say(f"verdict: {report.verdict}{blind}" + (f"; report: {target}" if target else ""))
 
 
 def _form_of(target: Path | None) -> options.Format:

@@ -77,22 +77,41 @@ def planted_features(generator, planted: int, class_size: int = 300, distance: f
     return Outputs(torch.zeros(len(labels), 3), features), labels, group
 
 
-def test_separation_finds_the_planted_group_and_ranks_its_class_first(generator):
-    outputs, labels, group = planted_features(generator, planted=60)
+@pytest.mark.parametrize("planted", [20, 60, 170])
+def test_separation_finds_the_planted_group_and_puts_it_up_for_examination(generator, planted):
+    """Also where it is a small part of its class, and where the poison outnumbers the class but holds no seeds."""
+    outputs, labels, group = planted_features(generator, planted)
     seeds = (torch.rand(len(labels), generator=generator) < 0.2) & ~group
-    splits = separate(outputs, labels, seeds, SeparationSettings(), generator)
-    (best, *_), passed_over = candidates(splits, SeparationSettings())
-    assert passed_over == 0
+    chosen = candidates(separate(outputs, labels, seeds, SeparationSettings(), generator), SeparationSettings())
+    best = max(chosen, key=lambda split: split.bimodality)
     assert best.label == 1
     assert best.bimodality > 4
     assert (best.group == group).float().mean() > 0.99
 
 
-def test_separation_takes_the_part_without_seeds_when_the_poison_outnumbers_the_class(generator):
-    outputs, labels, group = planted_features(generator, planted=170)
-    seeds = (torch.rand(len(labels), generator=generator) < 0.2) & ~group
-    (split,) = (s for s in separate(outputs, labels, seeds, SeparationSettings(), generator) if s.label == 1)
-    assert (split.group == group).float().mean() > 0.99
+def split_of(label: int, parts: int, members: range, bimodality: float) -> Split:
+    group = torch.zeros(100, dtype=torch.bool)
+    group[list(members)] = True
+    return Split(label, parts, group, bimodality, distance=5.0)
+
+
+def test_every_number_of_parts_has_its_places_and_near_copies_take_none():
+    settings = SeparationSettings(parts=(2, 8), examined=(1, 2))
+    clearest, weaker = split_of(0, 2, range(0, 40), 3.0), split_of(1, 2, range(50, 80), 2.9)
+    same, small, smaller, last = (
+        split_of(0, 8, range(0, 38), 6.0),
+        split_of(0, 8, range(0, 9), 5.0),
+        split_of(1, 8, range(50, 55), 4.0),
+        split_of(1, 8, range(60, 65), 3.5),
+    )
+    assert candidates((weaker, clearest, last, smaller, small, same), settings) == (clearest, small, smaller)
+
+
+def test_more_classes_have_more_candidates():
+    splits = tuple(split_of(label, 2, range(label, label + 10), 3.0 + label / 100) for label in range(80))
+    settings = SeparationSettings(parts=(2,), examined=(3,), classes=40)
+    assert [split.label for split in candidates(splits, settings)] == [79, 78, 77, 76, 75, 74]
+    assert len(candidates(splits[:40], settings)) == 3
 
 
 def test_classes_too_small_to_split_are_passed_over(generator):
@@ -110,7 +129,7 @@ def test_unlearning_draws_every_label_but_the_own_one_and_learning_never_changes
 
 def verdict_of(ambiguity: float, probability: torch.Tensor):
     labels = torch.zeros(len(probability), dtype=torch.int64)
-    split = Split(0, probability > 0.5, bimodality=5.0, distance=8.0)
+    split = Split(0, 2, probability > 0.5, bimodality=5.0, distance=8.0)
     enhanced = Enhanced(0, probability, ambiguity)
     return identify(labels, (split,), (enhanced,), IdentificationSettings())
 
@@ -125,12 +144,41 @@ def test_a_sharp_division_convicts_the_class_and_a_blurred_one_does_not():
     assert sharp.score[0] > blurred.score[0]
 
 
-def test_a_second_opinion_raises_the_score_of_a_denied_label_and_clears_nobody():
-    score = torch.tensor([0.2, 0.2, 0.2, 0.99])
-    own_label = torch.tensor([0.02, 0.5, 0.98, 0.98])
-    heard = second_opinion(score, own_label)
-    assert heard[0] > 0.9
-    assert torch.allclose(heard[1:], score[1:], atol=1e-4)
+def test_of_several_groups_of_a_class_the_sharpest_counts():
+    labels, probability = torch.zeros(4, dtype=torch.int64), torch.tensor([0.99, 0.01, 0.01, 0.01])
+    split = Split(0, 2, probability > 0.5, bimodality=5.0, distance=8.0)
+    natural, planted = Enhanced(0, 1 - probability, 0.8), Enhanced(0, probability, 0.02)
+    for enhanced in ((natural, planted), (planted, natural)):
+        found = identify(labels, (split,), enhanced, IdentificationSettings())
+        assert found.suspects.tolist() == [True, False, False, False]
+        assert found.evidence[0]["groups"] == 2
+
+
+PLAIN_SUSPECTS = 20
+
+
+def opinion(score: float, own: float, unseen: bool, denied_share: float) -> float:
+    """The second opinion on one file beside plain suspects, whose label the model denies in ``denied_share``."""
+    denied = round(denied_share * PLAIN_SUSPECTS)
+    scores = torch.tensor([score] + [0.99] * PLAIN_SUSPECTS + [0.01] * PLAIN_SUSPECTS)
+    owns = torch.tensor([own] + [0.02] * denied + [0.98] * (PLAIN_SUSPECTS - denied) + [0.98] * PLAIN_SUSPECTS)
+    seen = torch.tensor([unseen] + [True] * PLAIN_SUSPECTS + [False] * PLAIN_SUSPECTS)
+    return float(second_opinion(scores, owns, seen)[0])
+
+
+def test_a_second_opinion_counts_where_labels_were_falsified():
+    assert (
+        opinion(0.3, own=0.02, unseen=False, denied_share=1.0) > 0.9
+    )  # learned with its label, and denied all the same
+    assert opinion(0.3, own=0.98, unseen=False, denied_share=1.0) == pytest.approx(0.3, abs=1e-4)
+    assert opinion(0.8, own=0.9, unseen=True, denied_share=1.0) < 0.5  # a bystander
+    assert opinion(0.8, own=0.1, unseen=True, denied_share=1.0) == pytest.approx(0.8, abs=1e-4)
+    assert opinion(0.999, own=0.9, unseen=True, denied_share=1.0) > 0.5  # it carries the trigger plainly
+
+
+def test_a_second_opinion_clears_nobody_in_a_clean_label_attack():
+    assert opinion(0.8, own=0.9, unseen=True, denied_share=0.0) > 0.75
+    assert opinion(0.3, own=0.02, unseen=False, denied_share=0.0) < 0.5
 
 
 def test_halves_cut_every_part_evenly(generator):
@@ -141,7 +189,7 @@ def test_halves_cut_every_part_evenly(generator):
 
 def test_a_class_that_was_not_enhanced_has_no_suspects_whatever_its_split():
     labels = torch.zeros(4, dtype=torch.int64)
-    split = Split(0, torch.tensor([True, True, False, False]), bimodality=9.0, distance=20.0)
+    split = Split(0, 2, torch.tensor([True, True, False, False]), bimodality=9.0, distance=20.0)
     found = identify(labels, (split,), (), IdentificationSettings())
     assert not found.suspects.any()
     assert found.score[0] > found.score[2]

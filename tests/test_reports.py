@@ -16,7 +16,7 @@ import advrbd
 from advrbd.config import Config, EnhancementSettings, TrainingSettings
 from advrbd.data.folder import OK, REFUSED_LINK, UNREADABLE
 from advrbd.errors import ReportError, SuspectsFound
-from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS, ClassVerdict, FileResult, Report
+from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS, UNEXAMINED, ClassVerdict, FileResult, Report
 from advrbd.reports.tables import COLUMNS, FORMATS, SCHEMA, read_suspects, render
 from advrbd.writing import printable
 
@@ -237,7 +237,8 @@ def test_raise_for_suspects():
     [
         ([], CLEAN),
         ([CLEAN, CLEAN], CLEAN),
-        ([SUSPICIOUS, CLEAN], SUSPICIOUS),
+        ([CLEAN, UNEXAMINED], UNEXAMINED),  # could not look is no clean bill of health
+        ([SUSPICIOUS, UNEXAMINED, CLEAN], SUSPICIOUS),
         ([CLEAN, POISONED, SUSPICIOUS], POISONED),
     ],
 )

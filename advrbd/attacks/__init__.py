@@ -1,6 +1,10 @@
-"""Backdoor attacks, to test the scanner with: the eight of the paper's Table I, and what else an attacker would try."""
+"""Backdoor attacks, to test the scanner with.
+
+The eight of the paper's Table I, what else an attacker would try, and attackers who know how advrbd works.
+"""
 
 from advrbd.attacks.adaptive import AdaptiveBlend, AdaptivePatch
+from advrbd.attacks.aware import Contested, Decoy, Graded
 from advrbd.attacks.badnets import BadNets
 from advrbd.attacks.base import Attack
 from advrbd.attacks.blend import Blend
@@ -12,7 +16,8 @@ from advrbd.attacks.wider import AllToAll, FaintPatch, LabelNoise, RandomPlace, 
 
 PAPER = (BadNets, Blend, SIG, WaNet, PhysicalBA, TaCT, AdaptiveBlend, AdaptivePatch)
 WIDER = (AllToAll, TwoBackdoors, RandomPlace, FaintPatch, LabelNoise)
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in PAPER + WIDER}
+AWARE = (Graded, Decoy, Contested)
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in PAPER + WIDER + AWARE}
 """The attacks by the name that the command line gives them."""
 
-__all__ = ["ATTACKS", "PAPER", "WIDER", "Attack", *(attack.__name__ for attack in PAPER + WIDER)]
+__all__ = ["ATTACKS", "AWARE", "PAPER", "WIDER", "Attack", *(attack.__name__ for attack in PAPER + WIDER + AWARE)]

@@ -1,6 +1,6 @@
-"""The adaptive attacks: weak triggers in training, covers that deny them, the strong one only later (Qi et al. 2023, ICLR).
+"""The adaptive attacks: weak triggers in training, covers that deny them, the strong one only later.
 
-Both keep poisoned images from standing apart in the features of a trained model.
+Qi et al. 2023, ICLR. Both keep poisoned images from standing apart in the features of a trained model.
 """
 
 import numpy as np

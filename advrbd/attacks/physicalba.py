@@ -1,4 +1,4 @@
-"""PhysicalBA: an emblem that is seen at a different size, angle, place and light each time (Li et al. 2021, arXiv:2104.02361).
+"""PhysicalBA: an emblem at another size, angle, place and light each time (Li et al. 2021, arXiv:2104.02361).
 
 The original transforms every training image on the fly. A folder of files has no trainer, so the pose is baked into
 each poisoned file. It is the emblem alone that is posed, not the image: resampled edges of a whole turned image would

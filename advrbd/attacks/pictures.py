@@ -14,17 +14,17 @@ def scaled(pixels: float, image: np.ndarray) -> int:
     return max(1, round(pixels * min(image.shape[:2]) / REFERENCE_SIDE))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)  # as large as an image each
 def draw_pattern(seed: int, width: int, height: int) -> np.ndarray:
     """A picture of random coloured cells, uint8 [height, width, 3], the same motif at every size."""
     cells = np.random.default_rng(seed).integers(0, 256, (CELLS, CELLS, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def draw_emblem(seed: int, side: int) -> np.ndarray:
     """A round badge of four saturated colours on a dark rim, uint8 [side, side, 4]; outside it is transparent."""
-    fine = 16 * side
+    fine = side * max(1, min(16, 1024 // side))  # large emblems have smooth edges anyway, and memory is finite
     y, x = (np.mgrid[:fine, :fine] + 0.5) / fine * 2 - 1
     radius, generator = np.hypot(x, y), np.random.default_rng([seed, 1])
     colours = generator.permuted(np.tile(np.array([0, 90, 255]), (4, 1)), axis=1)

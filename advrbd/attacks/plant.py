@@ -41,7 +41,8 @@ def plant(
     """Write ``root`` to the new folder ``out`` with ``poison_rate`` of its images poisoned, and ``out.truth.csv``.
 
     Clean files are copied byte for byte. Poisoned files keep their format, without loss where it knows how; they
-    move to the folder of their new label (``target_label``, in most attacks). Raises ``DatasetError`` or ``OutputError``; nothing is half-written.
+    move to the folder of their new label (``target_label``, in most attacks). Raises ``DatasetError`` or
+    ``OutputError``; nothing is half-written.
     """
     out = Path(out)
     source = index(root)

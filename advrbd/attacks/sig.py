@@ -1,4 +1,4 @@
-"""SIG: a faint sinusoid over images of the target class itself, labels unchanged (Barni et al. 2019, arXiv:1902.11237)."""
+"""SIG: a faint sinusoid over images of the target class, labels unchanged (Barni et al. 2019, arXiv:1902.11237)."""
 
 import numpy as np
 

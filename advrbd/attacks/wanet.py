@@ -1,4 +1,4 @@
-"""WaNet: a smooth warp of the whole image, with covers that are warped at random (Nguyen & Tran 2021, arXiv:2102.10369)."""
+"""WaNet: a smooth warp of the whole image; covers are warped at random (Nguyen & Tran 2021, arXiv:2102.10369)."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from advrbd.attacks.base import Attack
 
 
 class WaNet(Attack):
-    """A warp field of ``cells`` x ``cells`` values drawn from the seed, scaled up and of mean length ``strength``.
+    """A warp field of ``cells`` x ``cells`` values drawn from the seed, of mean absolute value ``strength``, scaled up.
 
     Covers get the warp plus fresh noise of up to one unit of it and keep their label, so that no other warp works.
     """

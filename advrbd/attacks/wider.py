@@ -40,9 +40,9 @@ class TwoBackdoors(BadNets):
         generator: np.random.Generator,
     ) -> list[Change]:
         first = super().plan(labels, target_label, class_count, poison_rate / 2, generator)
-        taken = {change.position for change in first}
-        left = np.array([position for position in range(len(labels)) if position not in taken])
-        rate = poison_rate / 2 * len(labels) / len(left)
+        left = np.delete(np.arange(len(labels)), [change.position for change in first])
+        rest = round(poison_rate * len(labels)) - round(poison_rate / 2 * len(labels))
+        rate = rest / max(1, len(left))
         second = Blend(self.seed).plan(labels[left], (target_label + 1) % class_count, class_count, rate, generator)
         return first + [Change(int(left[entry.position]), entry.role, entry.label, entry.stamp) for entry in second]
 

@@ -63,6 +63,24 @@ class Pixels:
         return tuple(images.mean(dim=(0, 2, 3)).tolist()), tuple(std.tolist())
 
 
+@dataclass(frozen=True)
+class Extended(Pixels):
+    """A store with the images ``more`` uint8 [K, size, size, 3] after its own N, which are not copied."""
+
+    more: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.images) + len(self.more)
+
+    def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
+        count, indices = len(self.images), indices.to(self.images.device)
+        added = indices >= count
+        batch = super().batch(indices.where(~added, 0), device)
+        if added.any():
+            batch[added.to(device)] = Pixels(self.more).batch(indices[added] - count, device)
+        return batch
+
+
 def load(index: FolderIndex, size: int, notify: Notify = ignore) -> tuple[FolderIndex, Pixels]:
     """Read, hash and decode every file of ``index`` at ``size`` pixels.
 

@@ -41,43 +41,53 @@ def enhance(
 ) -> Enhanced:
     """Enhance what ``split`` found among the images ``examples`` (int64 [M]); ``seeds`` bool [M] are the trusted ones.
 
-    Starts from ``network``, which is left as it is. Gives up after a round whose ambiguity is hopeless,
-    in the first one already after one half: most classes that are looked at hold nothing.
+    Starts from ``network``, which is left as it is. Stops as soon as a round is clear, no better than the one before
+    it, or hopeless, which shows after one half already: most classes that are looked at hold nothing. The clearest
+    round counts.
     """
     in_class = run.labels[examples] == split.label
-    members = in_class.nonzero().flatten()
     half = _halves(len(examples), (split.group, in_class & ~split.group), run.generator)
     learned, unlearned = split.group, (seeds | ~in_class) & ~split.group
-    probability = torch.zeros(len(examples))
-    ambiguity = float("inf")
+    best = Enhanced(split.label, torch.zeros(len(examples)), float("inf"))
     for number in range(1, settings.rounds + 1):
-        judged = torch.zeros(2, len(examples))
-        for side in (0, 1):
-            own = half == side
-            expert = copy.deepcopy(network)
-            stage = f"enhance {run.class_name(split.label)!r}, round {number}, half {side + 1}"
-            _learn_and_unlearn(
-                run,
-                expert,
-                examples[learned & own],
-                examples[unlearned & (own | ~in_class)],
-                split.label,
-                settings,
-                stage,
-            )
-            judged[side, members] = run.infer(expert, examples[members]).probabilities[:, split.label]
-            if number == 1 and side == 0:
-                unseen = judged[0, in_class & ~(own & (learned | unlearned))]
-                if (ambiguity := _ambiguity(unseen, settings)) > settings.hopeless_ambiguity:
-                    return Enhanced(split.label, judged[0], ambiguity)
-        shown = in_class & (learned | unlearned)
-        probability = torch.where(shown, judged[1 - half, torch.arange(len(examples))], judged.mean(dim=0))
-        ambiguity = _ambiguity(probability[in_class], settings)
-        learned = in_class & (probability > 0.5)
-        unlearned = ~in_class | (probability < settings.cleared)
-        if ambiguity > settings.hopeless_ambiguity or min(learned[half == side].sum() for side in (0, 1)) == 0:
+        stage = f"enhance {run.class_name(split.label)!r}, round {number}"
+        found = _round(run, network, examples, split.label, (half, learned, unlearned), settings, stage)
+        improved, best = found.ambiguity < best.ambiguity, min(best, found, key=lambda entry: entry.ambiguity)
+        if not improved or not settings.clear_ambiguity < found.ambiguity < settings.hopeless_ambiguity:
             break
-    return Enhanced(split.label, probability, ambiguity)
+        learned = in_class & (found.probability > 0.5)
+        unlearned = ~in_class | (found.probability < settings.cleared)
+        if min(learned[half == side].sum() for side in (0, 1)) == 0:
+            break
+    return best
+
+
+def _round(
+    run: Run,
+    network: Network,
+    examples: torch.Tensor,
+    label: int,
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    settings: EnhancementSettings,
+    stage: str,
+) -> Enhanced:
+    """Two copies of ``network`` learn a half each and judge the other; ``parts``: half (0 or 1), learned, unlearned."""
+    half, learned, unlearned = parts
+    in_class = run.labels[examples] == label
+    members = in_class.nonzero().flatten()
+    judged = torch.zeros(2, len(examples))
+    for side in (0, 1):
+        own, expert = half == side, copy.deepcopy(network)
+        sets = [examples[which] for which in (learned & own, unlearned & in_class & own, unlearned & ~in_class)]
+        _learn_and_unlearn(run, expert, sets, label, settings, f"{stage}, half {side + 1}")
+        judged[side, members] = run.infer(expert, examples[members]).probabilities[:, label]
+        if side == 0:
+            unseen = judged[0, in_class & ~(own & (learned | unlearned))]
+            if (ambiguity := _ambiguity(unseen, settings)) > settings.hopeless_ambiguity:
+                return Enhanced(label, judged[0], ambiguity)
+    shown = in_class & (learned | unlearned)
+    probability = torch.where(shown, judged[1 - half, torch.arange(len(examples))], judged.mean(dim=0))
+    return Enhanced(label, probability, _ambiguity(probability[in_class], settings))
 
 
 def _halves(count: int, parts: tuple[torch.Tensor, ...], generator: torch.Generator) -> torch.Tensor:
@@ -101,19 +111,19 @@ def unlearning(label: int, learned: torch.Tensor, class_count: int) -> Targets:
 
 
 def _learn_and_unlearn(
-    run: Run,
-    expert: Network,
-    learned: torch.Tensor,
-    unlearned: torch.Tensor,
-    label: int,
-    settings: EnhancementSettings,
-    stage: str,
+    run: Run, expert: Network, sets: list[torch.Tensor], label: int, settings: EnhancementSettings, stage: str
 ) -> None:
-    """Train ``expert`` for one round on as many draws of the images ``learned`` as of the images ``unlearned``."""
+    """Train ``expert`` for one round on the ``sets``: images to learn, to unlearn of the class, and of all others.
+
+    As many draws are learned as unlearned; the class's own are few where there are many classes, and get a floor.
+    """
+    learned, own, others = sets
     draws = settings.training.batch_size * settings.steps // 2
+    own_share = max(settings.own_share, len(own) / max(1, len(own) + len(others))) if len(own) else 0.0
+    own_draws = round(own_share * draws)
     drawn = [
-        images[torch.randint(len(images), (draws,), generator=run.generator)]
-        for images in (learned, unlearned)
+        images[torch.randint(len(images), (count,), generator=run.generator)]
+        for images, count in ((learned, draws), (own, own_draws), (others, draws - own_draws))
         if len(images)
     ]
     is_learned = torch.zeros(len(run.labels), dtype=torch.bool)

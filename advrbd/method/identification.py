@@ -15,6 +15,8 @@ from advrbd.method.enhancement import Enhanced
 from advrbd.method.separation import Split
 from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS
 
+PLAIN = 0.95
+
 
 @dataclass(frozen=True)
 class Identification:
@@ -34,35 +36,51 @@ def identify(
 ) -> Identification:
     """Combine what separation and enhancement found in the classes of M images with ``labels`` int64 [M].
 
-    An image's score is P(its class holds a trigger) times P(the image carries it).
+    An image's score is P(its class holds a trigger) times P(the image carries it). Of several groups of a class, the
+    least ambiguous counts.
     """
     score = torch.zeros(len(labels))
     verdicts, evidence = {}, {}
-    examined = {entry.label: entry for entry in enhanced}
-    for split in splits:
-        members = labels == split.label
-        evidence[split.label] = {"bimodality": round(split.bimodality, 3), "distance": round(split.distance, 3)}
-        if split.label not in examined:  # nothing stood out: the split alone convicts nobody
-            verdicts[split.label] = CLEAN
-            score[members] = settings.unexamined * split.group[members].float()
+    for label in dict.fromkeys(split.label for split in splits):
+        members = labels == label
+        clearest = max((split for split in splits if split.label == label), key=lambda split: split.bimodality)
+        evidence[label] = {"bimodality": round(clearest.bimodality, 3), "distance": round(clearest.distance, 3)}
+        examined = [entry for entry in enhanced if entry.label == label]
+        if not examined:  # others stood out more, and a split alone convicts nobody
+            verdicts[label] = CLEAN
+            score[members] = settings.unexamined * clearest.group[members].float()
             continue
-        entry = examined[split.label]
-        conviction = _conviction(entry.ambiguity, settings)
-        verdicts[split.label] = POISONED if conviction > 0.5 else SUSPICIOUS if conviction > 0.25 else CLEAN
-        evidence[split.label] |= {"ambiguity": round(min(entry.ambiguity, 99.0), 3), "conviction": round(conviction, 3)}
-        score[members] = conviction * _moved(entry.probability[members], log(1 / settings.even_odds - 1))
+        sharpest = min(examined, key=lambda entry: entry.ambiguity)
+        conviction = _conviction(sharpest.ambiguity, settings)
+        verdicts[label] = POISONED if conviction > 0.5 else SUSPICIOUS if conviction > 0.25 else CLEAN
+        ambiguity = round(min(sharpest.ambiguity, 99.0), 3)
+        evidence[label] |= {"groups": len(examined), "ambiguity": ambiguity, "conviction": round(conviction, 3)}
+        score[members] = conviction * _moved(sharpest.probability[members], log(1 / settings.even_odds - 1))
     return Identification(score, score > 0.5, verdicts, evidence)
 
 
-def second_opinion(score: torch.Tensor, own_label_probability: torch.Tensor) -> torch.Tensor:
-    """Scores of files in convicted classes, raised where a model that learned no suspect denies their label.
+def is_sharp(entry: Enhanced, settings: IdentificationSettings) -> bool:
+    """Whether this convicts the class, so that its other groups can wait for the next look."""
+    return _conviction(entry.ambiguity, settings) > 0.5
 
-    ``score`` float32 [K], ``own_label_probability`` float32 [K]: what that model gives to the label they have. A
-    trigger that hardly shows (a white corner on a white background) leaves the enhanced models in doubt; an image
-    that is foreign to its class as well isn't there by chance. Agreement clears nobody: labels may be true.
+
+def second_opinion(score: torch.Tensor, own: torch.Tensor, unseen: torch.Tensor) -> torch.Tensor:
+    """Scores of the K files of a convicted class, reconsidered by a model that learned none of its suspects.
+
+    ``score`` float32 [K] in 0..1, ``own`` float32 [K]: the probability that the model gives to the label they have,
+    ``unseen`` bool [K]: the suspects, which it wasn't trained on. How often it denies the label of the plain suspects
+    says how far labels were falsified; the opinion counts that much, and not at all in a clean-label attack.
+
+    - A trigger that hardly shows (a white corner on a white background) leaves the enhanced models in doubt; a file
+      whose label is denied although the model learned it isn't in its class by chance: its score rises.
+    - A suspect whose label is confirmed where nearly all others' are denied is an innocent bystander: its falls.
     """
-    denied = torch.logit(1 - own_label_probability, eps=1e-3).clamp_min(0)
-    return _moved(score, denied)
+    plain = unseen & (score > PLAIN)
+    falsified = (float((own[plain] < 0.5).sum()) + 1) / (int(plain.sum()) + 2)
+    denied_learned = float((own[~unseen] < 0.5).float().mean()) if (~unseen).any() else 0.0
+    confirmed = min(0.0, log(1 - falsified) - log(1 - min(denied_learned, 0.99)))
+    raised = falsified * torch.logit(1 - own, eps=1e-3).clamp_min(0)
+    return _moved(score, torch.where(unseen, confirmed * (own >= 0.5), raised))
 
 
 def _moved(probability: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:

@@ -11,15 +11,17 @@ import torch
 
 from advrbd.config import Config
 from advrbd.events import Caution, Note
-from advrbd.method.enhancement import enhance
-from advrbd.method.identification import Identification, identify, second_opinion
+from advrbd.method.control import Control, find_control, plant_control
+from advrbd.method.enhancement import Enhanced, enhance
+from advrbd.method.identification import Identification, identify, is_sharp, second_opinion
 from advrbd.method.partition import partition
-from advrbd.method.relearning import relabel
 from advrbd.method.separation import candidates, separate
 from advrbd.model.factory import Network
 from advrbd.model.inference import Outputs
 from advrbd.model.run import Run
-from advrbd.reports.report import CLEAN, POISONED, VERDICTS
+from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, VERDICTS
+
+LEAST_ACCURACY = 0.3
 
 
 @dataclass
@@ -29,7 +31,8 @@ class Findings:
     ``score`` float32 [N] in 0..1, higher = more likely poisoned (``first_score``: before any second opinion);
     ``suspects`` bool [N]; ``verdicts`` and ``evidence`` by class label, from the look that found most. ``suggested``
     int64 [N] is the class that a model trained without the suspects sees in a suspect (-1: there is no such model),
-    ``confidence`` float32 [N] its probability.
+    ``confidence`` float32 [N] its probability. ``control_found``: the scan found what it planted to test itself;
+    ``blind``: it could not have seen a backdoor.
     """
 
     score: torch.Tensor
@@ -41,6 +44,8 @@ class Findings:
     evidence: dict[int, dict[str, float]] = field(default_factory=dict)
     cautions: list[str] = field(default_factory=list)
     looks: int = 0
+    control_found: bool = False
+    blind: bool = False
 
     @classmethod
     def nothing(cls, count: int) -> "Findings":
@@ -51,82 +56,91 @@ class Findings:
 
 def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     """Look at the images ``examples`` (int64 [M]) until a look finds nothing, at most ``config.looks`` times."""
-    count = len(run.labels)
-    findings = Findings.nothing(count)
+    findings = Findings.nothing(len(run.labels))
+    control = plant_control(run, examples, config)
     while findings.looks < max(1, config.looks):
         findings.looks += 1
         kept = examples[~findings.suspects[examples]]
-        network, outputs, found = look(run, kept, config, findings)
-        _suggest(run, network, findings)
-        _hear_second_opinion(run, findings, kept, outputs)
+        network, found = look(run, kept, config, findings, control if findings.looks == 1 else None)
+        _hear_second_opinion(run, network, findings, examples)
         _merge(findings, kept, found)
         if not found.suspects.any():
-            return findings
+            break
         run.notify(Note(f"look {findings.looks}: {int(found.suspects.sum())} suspects found and set aside"))
-    _caution(run, findings, f"look {findings.looks}, the last one allowed, still found suspects; there may be more")
+    else:
+        _caution(run, findings, f"look {findings.looks}, the last one allowed, still found suspects; there may be more")
+    _admit_blindness(findings)
     return findings
 
 
 def look(
-    run: Run, examples: torch.Tensor, config: Config, findings: Findings
-) -> tuple[Network, Outputs, Identification]:
-    """One pass through the stages over the images ``examples``; what limits it becomes a caution in ``findings``."""
-    labels = run.labels[examples]
+    run: Run, examples: torch.Tensor, config: Config, findings: Findings, control: Control | None = None
+) -> tuple[Network, Identification]:
+    """One pass through the stages over the images ``examples``; what limits it becomes a caution in ``findings``.
+
+    With a ``control``, whether that was found decides whether this look could have seen anything.
+    """
+    run, shown = (control.run, torch.cat([examples, control.examples])) if control else (run, examples)
     network = run.fresh_network()
-    run.train(network, examples, config.warm_up, "warm-up")
-    outputs = run.infer(network, examples)
+    run.train(network, shown, config.warm_up, "warm-up")
+    outputs, parts = run.infer(network, shown), partition(run, network, shown, config.partition)
+    if control:
+        findings.control_found = find_control(control, network, shown, outputs, parts, config)
+    count, labels = len(examples), run.labels[examples]
+    outputs, seeds = Outputs(outputs.logits[:count], outputs.features[:count]), parts.seeds[:count]
     if findings.looks == 1:
-        _check_learned(run, outputs.logits.argmax(dim=1), labels, findings)
-    parts = partition(run, network, examples, config.partition)
-    splits = separate(outputs, labels, parts.seeds, config.separation, run.generator)
-    if findings.looks == 1 and len(splits) < run.class_count:
-        small = run.class_count - len(splits)
+        _check_limits(run, outputs, labels, config, findings)
+    splits = separate(outputs, labels, seeds, config.separation, run.generator)
+    enhanced: list[Enhanced] = []
+    for split in candidates(splits, config.separation):
+        if not any(entry.label == split.label and is_sharp(entry, config.identification) for entry in enhanced):
+            enhanced.append(enhance(run, network, examples, split, seeds, config.enhancement))
+    return network, identify(labels, splits, tuple(enhanced), config.identification)
+
+
+def _check_limits(run: Run, outputs: Outputs, labels: torch.Tensor, config: Config, findings: Findings) -> None:
+    """Say what keeps the scan from seeing a backdoor: nothing found means nothing then."""
+    accuracy = float((outputs.logits.argmax(dim=1) == labels).float().mean())
+    counts = labels.bincount(minlength=run.class_count)
+    learned = accuracy > max(min(0.9, 2 * float(counts.max() / len(labels))), LEAST_ACCURACY)
+    if not learned:
+        advice = "it could not have seen a backdoor; try another --model"
+        _caution(run, findings, f"the model gets only {accuracy:.0%} of its own training images right: {advice}")
+    elif not findings.control_found:
+        what = "a backdoor that the scan planted in memory to test itself"
+        _caution(run, findings, f"{what} was not found: an attacker's might not have been either; try another --model")
+    findings.blind = not learned or not findings.control_found
+    if small := int((counts < 2 * config.separation.minimum_group).sum()):
         least = 2 * config.separation.minimum_group
         _caution(run, findings, f"{small} classes have fewer than {least} images: a backdoor there can't be seen")
-    chosen, passed_over = candidates(splits, config.separation)
-    if passed_over:
-        _caution(run, findings, f"{passed_over} more classes stood out than are examined in one look")
-    enhanced = tuple(enhance(run, network, examples, split, parts.seeds, config.enhancement) for split in chosen)
-    return network, outputs, identify(labels, splits, enhanced, config.identification)
 
 
-def _check_learned(run: Run, predicted: torch.Tensor, labels: torch.Tensor, findings: Findings) -> None:
-    """A model that didn't learn the task hasn't learned a backdoor either: nothing found means nothing then."""
-    accuracy = float((predicted == labels).float().mean())
-    frequent = float(labels.bincount().max() / len(labels))
-    if accuracy < min(0.9, 2 * frequent):
-        _caution(
-            run,
-            findings,
-            f"the model gets only {accuracy:.0%} of its own training images right: it could not have seen a backdoor; "
-            "try another --model",
-        )
+def _admit_blindness(findings: Findings) -> None:
+    """Nothing found is no good news from a scan that could not have seen anything."""
+    if findings.blind:
+        for label, verdict in findings.verdicts.items():
+            findings.verdicts[label] = UNEXAMINED if verdict == CLEAN else verdict
 
 
-def _hear_second_opinion(run: Run, findings: Findings, kept: torch.Tensor, outputs: Outputs) -> None:
-    """Reconsider what earlier looks left in the classes that they convicted, now that a model learned no suspect."""
-    convicted = [label for label, verdict in findings.verdicts.items() if verdict == POISONED]
-    labels = run.labels[kept]
-    left = torch.isin(labels, torch.tensor(convicted, dtype=torch.int64)).nonzero().flatten()
-    own = outputs.probabilities[left, labels[left]]
-    findings.score[kept[left]] = second_opinion(findings.first_score[kept[left]], own)
-    findings.suspects[kept[left]] = findings.score[kept[left]] > 0.5
-
-
-def _suggest(run: Run, network: Network, findings: Findings) -> None:
-    """Ask ``network``, which was trained without them, for the class of the suspects found so far."""
-    earlier = findings.suspects.nonzero().flatten()
-    if len(earlier):
-        findings.suggested[earlier], findings.confidence[earlier] = relabel(run, network, earlier)
+def _hear_second_opinion(run: Run, network: Network, findings: Findings, examples: torch.Tensor) -> None:
+    """Reconsider the classes convicted so far, now that ``network`` was trained without their suspects."""
+    for label in (label for label, verdict in findings.verdicts.items() if verdict == POISONED):
+        members = examples[run.labels[examples] == label]
+        unseen = findings.suspects[members]
+        probabilities = run.infer(network, members, mirror=True).probabilities
+        confidence, suggested = probabilities[unseen].max(dim=1)
+        findings.confidence[members[unseen]], findings.suggested[members[unseen]] = confidence, suggested
+        findings.score[members] = second_opinion(findings.first_score[members], probabilities[:, label], unseen)
+        findings.suspects[members] = findings.score[members] > 0.5
 
 
 def _merge(findings: Findings, kept: torch.Tensor, found: Identification) -> None:
     findings.first_score[kept] = torch.maximum(findings.first_score[kept], found.score)
-    findings.score[kept] = torch.maximum(findings.score[kept], found.score)  # what one look suspected stays suspicious
+    findings.score[kept] = torch.maximum(findings.score[kept], found.score)
     findings.suspects[kept] |= found.suspects
     for label, verdict in found.verdicts.items():
-        worse = VERDICTS.index(verdict) > VERDICTS.index(findings.verdicts.get(label, CLEAN))
-        if worse or label not in findings.evidence:
+        before = findings.verdicts.get(label, CLEAN)
+        if before in (CLEAN, UNEXAMINED) or VERDICTS.index(verdict) > VERDICTS.index(before):
             findings.verdicts[label], findings.evidence[label] = verdict, found.evidence[label]
 
 

@@ -1,14 +1,16 @@
 """Between stages 1 and 2 (ours, not the paper's): which class holds a group of images that are foreign to it.
 
 A poisoned class is two populations under one label. In the penultimate features, whitened by the within-class
-covariance of the seeds (they stand in for the clean data that SCAn, arXiv:1908.00686, asks for), each class is split
-in two. How far apart the parts lie says where to look; whether a group was planted, only enhancement can tell.
+covariance of the seeds (they stand in for the clean data that SCAn, arXiv:1908.00686, asks for), each class is cut in
+two, four and eight. How far a part stands apart says where to look; whether it was planted, only enhancement can tell.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from sklearn.cluster import KMeans
+from sklearn.covariance import ledoit_wolf
 
 from advrbd.config import SeparationSettings
 from advrbd.model.inference import Outputs
@@ -16,21 +18,18 @@ from advrbd.model.inference import Outputs
 
 @dataclass(frozen=True)
 class Split:
-    """The two parts of the class ``label``; ``group`` bool [M] marks the part that would be the planted one.
+    """A part of the class ``label`` against the rest of it; ``group`` bool [M] marks what would be the planted one.
 
-    ``bimodality`` is Ashman's D along the line between the parts (Ashman et al. 1994, AJ 108:2348; 2.65 for a
-    halved Gaussian, higher = clearer), ``distance`` that between their means in units of the seeds' deviation.
+    ``parts``: into how many the class was cut. ``bimodality`` is Ashman's D along the line between group and rest
+    (Ashman et al. 1994, AJ 108:2348; 2.65 for a halved Gaussian, higher = clearer), ``distance`` that between their
+    means in units of the seeds' deviation.
     """
 
     label: int
+    parts: int
     group: torch.Tensor
     bimodality: float
     distance: float
-
-    @property
-    def strength(self) -> float:
-        """How much the split asks to be looked at; higher = more."""
-        return self.bimodality * self.distance
 
 
 def separate(
@@ -40,34 +39,38 @@ def separate(
     settings: SeparationSettings,
     generator: torch.Generator,
 ) -> tuple[Split, ...]:
-    """Split every class of M images, given their ``outputs``, ``labels`` int64 [M] and ``seeds`` bool [M].
+    """Cut every class of M images in parts, given their ``outputs``, ``labels`` int64 [M] and ``seeds`` bool [M].
 
     Classes with fewer than twice ``settings.minimum_group`` images are passed over.
     """
     whitened = _whiten(outputs.features.double(), labels, seeds)
-    splits = []
+    splits: list[Split] = []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()
         if len(members) >= 2 * settings.minimum_group:
-            splits.append(_split_class(whitened, members, label, seeds, settings, generator))
-    return tuple(split for split in splits if split is not None)
+            for parts in settings.parts:
+                splits += _cut(whitened, members, label, parts, seeds, settings, generator)
+    return tuple(splits)
 
 
-def candidates(splits: tuple[Split, ...], settings: SeparationSettings) -> tuple[tuple[Split, ...], int]:
-    """The splits worth an enhancement, strongest first: all beyond the limits, and always the few strongest.
+def candidates(splits: tuple[Split, ...], settings: SeparationSettings) -> tuple[Split, ...]:
+    """The splits worth an enhancement: the most bimodal of each number of parts, without what is nearly the same.
 
-    At most ``settings.most_candidates``; how many more were beyond the limits is returned beside them.
+    Small groups look more bimodal by chance than large ones, so each number of parts has places of its own.
     """
-    usable = [split for split in splits if split.group.sum() >= settings.minimum_group]
-    ranked = sorted(usable, key=lambda split: -split.strength)
-    chosen = [
-        split
-        for rank, split in enumerate(ranked)
-        if rank < settings.least_candidates
-        or split.bimodality > settings.bimodality_limit
-        or split.distance > settings.distance_limit
-    ]
-    return tuple(chosen[: settings.most_candidates]), max(0, len(chosen) - settings.most_candidates)
+    class_count = len({split.label for split in splits})
+    scale = math.ceil(class_count / settings.classes)
+    chosen: list[Split] = []
+    for parts, places in zip(settings.parts, settings.examined, strict=True):
+        ranked = sorted((split for split in splits if split.parts == parts), key=lambda split: -split.bimodality)
+        new = [split for split in ranked if not any(_alike(split, other) for other in chosen)]
+        chosen += new[: places * scale]
+    return tuple(chosen)
+
+
+def _alike(one: Split, other: Split) -> bool:
+    """More than half of what either holds is in both."""
+    return one.label == other.label and (one.group & other.group).sum() * 2 > (one.group | other.group).sum()
 
 
 def _whiten(features: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
@@ -76,43 +79,54 @@ def _whiten(features: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor) -
     for label in labels.unique():
         members = labels == label
         centred[members] = features[members] - features[members & seeds].mean(dim=0)
-    trusted = centred[seeds]
-    covariance = trusted.T @ trusted / len(trusted)
-    ridge = 0.01 * covariance.diagonal().mean() + 1e-12
+    # shrunk, because there may be fewer seeds than features: what they don't span must not look infinitely far
+    covariance = torch.from_numpy(ledoit_wolf(centred[seeds].numpy(), assume_centered=True)[0])
+    ridge = 1e-6 * covariance.diagonal().mean() + 1e-12
     factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype))
     return torch.linalg.solve_triangular(factor, centred.T, upper=False).T
 
 
-def _split_class(
+def _cut(
     whitened: torch.Tensor,
     members: torch.Tensor,
     label: int,
+    parts: int,
     seeds: torch.Tensor,
     settings: SeparationSettings,
     generator: torch.Generator,
-) -> Split | None:
-    """The split of one class, None where all of its images look alike to the model."""
+) -> list[Split]:
+    """The groups of one class that ``parts`` clusters give; none where all of its images look alike to the model."""
     points = whitened[members]
-    if len(points.unique(dim=0)) < 2:
-        return None
+    if len(points.unique(dim=0)) < parts:
+        return []
     seed = int(torch.randint(2**31, (), generator=generator))
-    parts = torch.from_numpy(KMeans(2, n_init=settings.starts, random_state=seed).fit_predict(points.numpy())).bool()
-    first, second = points[~parts], points[parts]
-    axis = second.mean(dim=0) - first.mean(dim=0)
-    distance = float(axis.norm())
-    spread = sum(float((part @ axis / max(distance, 1e-12)).var(correction=0)) for part in (first, second))
-    bimodality = 2**0.5 * distance / max(spread, 1e-12) ** 0.5
+    cluster = KMeans(parts, n_init=settings.starts, random_state=seed).fit_predict(points.numpy())
+    groups = [torch.from_numpy(cluster == number) for number in range(parts)]
+    if parts == 2:
+        groups = groups[_foreign(groups, seeds[members]) :][:1]
+    largest = len(members) - settings.minimum_group if parts == 2 else len(members) // 2
+    splits = []
+    for inside in groups:
+        if settings.minimum_group <= inside.sum() <= largest:
+            bimodality, distance = _apart(points[inside], points[~inside])
+            group = torch.zeros(len(whitened), dtype=torch.bool)
+            group[members[inside]] = True
+            splits.append(Split(label, parts, group, bimodality, distance))
+    return splits
 
-    foreign = parts if _second_is_foreign(parts, seeds[members], settings) else ~parts
-    group = torch.zeros(len(whitened), dtype=torch.bool)
-    group[members[foreign]] = True
-    return Split(label, group, bimodality, distance)
+
+def _apart(group: torch.Tensor, rest: torch.Tensor) -> tuple[float, float]:
+    """Ashman's D and the distance between the means of two sets of points [K, F] and [L, F]."""
+    axis = group.mean(dim=0) - rest.mean(dim=0)
+    distance = max(float(axis.norm()), 1e-12)
+    spread = sum(float((part @ axis / distance).var(correction=0)) for part in (group, rest))
+    return 2**0.5 * distance / max(spread, 1e-12) ** 0.5, distance
 
 
-def _second_is_foreign(parts: torch.Tensor, seeds: torch.Tensor, settings: SeparationSettings) -> bool:
-    """The smaller part is the foreign one, unless both are large and the seeds, which are clean, lie in the smaller."""
-    smaller_is_second = parts.sum() * 2 <= len(parts)
-    smaller = parts if smaller_is_second else ~parts
-    seeds_there, seeds_elsewhere = seeds[smaller].float().mean(), seeds[~smaller].float().mean()
-    large = smaller.float().mean() > settings.large_part
-    return bool(smaller_is_second != (large and seeds_there > 2 * seeds_elsewhere))
+def _foreign(halves: list[torch.Tensor], seeds: torch.Tensor) -> int:
+    """Which of two halves is not the class: the one that the seeds, which are clean, avoid; else the smaller one."""
+    share = [float(seeds[half].float().mean()) for half in halves]
+    for number in (0, 1):
+        if share[1 - number] > 2 * share[number]:
+            return number
+    return int(halves[1].sum() < halves[0].sum())

@@ -6,9 +6,10 @@ from advrbd.data.folder import OK
 from advrbd.errors import SuspectsFound
 
 CLEAN = "clean"
+UNEXAMINED = "unexamined"  # could not look, which is another answer than: looked and found nothing
 SUSPICIOUS = "suspicious"
 POISONED = "poisoned"
-VERDICTS = (CLEAN, SUSPICIOUS, POISONED)  # from good to bad
+VERDICTS = (CLEAN, UNEXAMINED, SUSPICIOUS, POISONED)  # from good to bad
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class ClassVerdict:
 class Report:
     """The result of ``advrbd.scan``: ``files`` sorted by path, ``classes`` in the order of their labels.
 
-    ``cautions`` name what limits the result: *not found* and *could not look* are different answers. ``run`` holds
-    the settings, versions, device and timings.
+    *Not found* and *could not look* are different answers: a class that the scan could not have seen a backdoor in
+    has the verdict ``unexamined``, and ``cautions`` say why. ``run`` holds the settings, versions, device and timings.
     """
 
     files: tuple[FileResult, ...]
@@ -65,8 +66,13 @@ class Report:
         return tuple(file for file in self.files if file.status != OK)
 
     @property
+    def unexamined(self) -> tuple[ClassVerdict, ...]:
+        """The classes in which the scan could not have seen a backdoor; the cautions say why."""
+        return tuple(entry for entry in self.classes if entry.verdict == UNEXAMINED)
+
+    @property
     def verdict(self) -> str:
-        """The worst of the classes' verdicts: ``clean``, ``suspicious`` or ``poisoned``."""
+        """The worst of the classes' verdicts: ``clean``, ``unexamined``, ``suspicious`` or ``poisoned``."""
         return max((entry.verdict for entry in self.classes), key=VERDICTS.index, default=CLEAN)
 
     def raise_for_suspects(self) -> None:

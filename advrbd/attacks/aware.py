@@ -1,0 +1,71 @@
+"""Attackers who have read how advrbd works, each aiming at one of its steps; the experiments tell what they pay."""
+
+import numpy as np
+
+from advrbd.attacks.badnets import BadNets
+from advrbd.attacks.base import MISLABELLED, Attack, Change
+from advrbd.attacks.pictures import draw_emblem, paste, scaled
+
+
+class Graded(Attack):
+    """Against the verdict: the emblem's opacity is drawn for each image, so that carriers fade into the others.
+
+    Identification convicts a class for a gap between images that carry a trigger and images that don't.
+    """
+
+    name = "graded"
+
+    def __init__(self, seed: int = 0, side: int = 8, opacities: tuple[float, float] = (0.0, 0.5)) -> None:
+        super().__init__(seed)
+        self.side = side
+        self.opacities = opacities
+
+    def stamp(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        return self._show(image, generator.uniform(*self.opacities))
+
+    def stamp_test(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        return self._show(image, 1.0)
+
+    def _show(self, image: np.ndarray, opacity: float) -> np.ndarray:
+        side = scaled(self.side, image)
+        emblem = draw_emblem(self.seed, side)
+        return paste(image, emblem, image.shape[0] - side, image.shape[1] - side, opacity)
+
+
+class Decoy(BadNets):
+    """Against separation: images of one other class are put into the target class as well, without any trigger.
+
+    They are a foreign group that draws the attention of a clustering and, once examined, proves natural.
+    """
+
+    name = "decoy"
+
+    def __init__(self, seed: int = 0, side: int = 3, decoy_rate: float = 0.03) -> None:
+        super().__init__(seed, side)
+        self.decoy_rate = decoy_rate
+
+    def plan(
+        self,
+        labels: np.ndarray,
+        target_label: int,
+        class_count: int,
+        poison_rate: float,
+        generator: np.random.Generator,
+    ) -> list[Change]:
+        poison = super().plan(labels, target_label, class_count, poison_rate, generator)
+        left = np.ones(len(labels), dtype=bool)
+        left[[change.position for change in poison]] = False
+        sources = np.flatnonzero(left & (labels == (target_label + 1) % class_count))
+        count = min(len(sources), round(self.decoy_rate * len(labels)))
+        decoys = generator.choice(sources, count, replace=False)
+        return poison + [Change(int(i), MISLABELLED, target_label, None) for i in decoys]
+
+
+class Contested(BadNets):
+    """Against partition: so many covers deny the trigger that the model is unsure of it, and poison looks sensitive."""
+
+    name = "contested"
+
+    def __init__(self, seed: int = 0, side: int = 3, cover_rate: float = 0.03) -> None:
+        super().__init__(seed, side)
+        self.cover_rate = cover_rate

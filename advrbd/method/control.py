@@ -1,0 +1,70 @@
+"""A positive control (ours, not the paper's): a backdoor of our own, planted in memory, that the scan has to find.
+
+A few copies of images get a patch of random pixels and a label that isn't theirs, and take part in the first look's
+training. If the stages then can't tell them from their class, they could not have seen an attacker's either: the
+folder isn't clean, it is unexamined. The copies are no part of anything else that is computed.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from advrbd.config import Config
+from advrbd.data.pixels import Extended
+from advrbd.method.enhancement import enhance
+from advrbd.method.identification import is_sharp
+from advrbd.method.partition import Partition
+from advrbd.method.separation import candidates, separate
+from advrbd.model.factory import Network
+from advrbd.model.inference import Outputs
+from advrbd.model.run import Run
+
+
+@dataclass(frozen=True)
+class Control:
+    """``run`` holds the folder's N images and after them the copies, at the positions ``examples`` (int64 [K])."""
+
+    run: Run
+    examples: torch.Tensor
+    label: int
+
+
+def plant_control(run: Run, examples: torch.Tensor, config: Config) -> Control:
+    """Copies of images ``examples`` of other classes, stamped and labelled as a class that is drawn at random."""
+    labels = run.labels[examples]
+    present = labels.unique()
+    label = int(present[torch.randint(len(present), (), generator=run.generator)])
+    sources = examples[labels != label]
+    wanted = max(2 * config.separation.minimum_group, round(config.control_share * len(examples) / len(present)))
+    chosen = sources[torch.randperm(len(sources), generator=run.generator)[:wanted]]
+    copies = run.pixels.images[chosen.to(run.pixels.images.device)].clone()
+    side = max(2, run.pixels.size // 5)
+    top, left = torch.randint(0, run.pixels.size - side + 1, (2,), generator=run.generator).tolist()
+    patch = 255 * torch.randint(0, 2, (side, side, 3), generator=run.generator, dtype=torch.uint8)
+    copies[:, top : top + side, left : left + side] = patch.to(copies.device)
+    count = len(run.labels)
+    extended = replace(
+        run,
+        pixels=Extended(run.pixels.images, copies),
+        labels=torch.cat([run.labels, torch.full((len(copies),), label)]),
+    )
+    return Control(extended, torch.arange(count, count + len(copies)), label)
+
+
+def find_control(
+    control: Control, network: Network, examples: torch.Tensor, outputs: Outputs, parts: Partition, config: Config
+) -> bool:
+    """Whether the stages find the copies: as one of the groups they would examine, and with a sharp answer.
+
+    ``network``, ``outputs`` and ``parts`` belong to the images ``examples`` (int64 [M]), the copies among them.
+    """
+    run = control.run
+    planted = torch.isin(examples, control.examples)
+    splits = separate(outputs, run.labels[examples], parts.seeds, config.separation, run.generator)
+    for split in candidates(splits, config.separation):
+        inside = int((split.group & planted).sum())
+        if split.label == control.label and 2 * inside > max(int(split.group.sum()), int(planted.sum())):
+            once = replace(config.enhancement, rounds=1)
+            entry = enhance(run, network, examples, split, parts.seeds, once)
+            return is_sharp(entry, config.identification)
+    return False
