@@ -25,7 +25,7 @@ from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec, Network, build, choose_model, explain_choice
 from advrbd.model.run import Run
 from advrbd.output import MANIFEST, RELABELLED, Decision, decide, emptied_classes, write_folder
-from advrbd.reports.report import POISONED, UNEXAMINED, ClassVerdict, FileResult, Report
+from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, ClassVerdict, FileResult, Report
 from advrbd.reports.tables import read_suspects
 from advrbd.version import __version__
 from advrbd.writing import check_target_folder, printable
@@ -206,7 +206,8 @@ def _reported(index: FolderIndex, labels: torch.Tensor, known: dict[str, str]) -
     findings = Findings.nothing(count)
     findings.suspects = suspects
     findings.score.fill_(torch.nan)  # the report has them
-    findings.verdicts = {int(label): POISONED for label in labels[suspects].unique()}
+    accused = set(labels[suspects].tolist())
+    findings.verdicts = {label: POISONED if label in accused else CLEAN for label in range(len(index.classes))}
     return findings
 
 

@@ -128,6 +128,8 @@ def test_overrides_are_typed_by_their_fields_and_change_nothing_else():
     changed = settings.apply_overrides(Config(), made)
     assert (changed.image_size, changed.looks) == (64, 1)
     assert (changed.relearning.clean.shift, changed.warm_up.flip) == (0.1, False)
+    assert settings.parse_overrides(["separation.parts=2,4"]) == (("separation.parts", (2, 4)),)
+    assert settings.shown((2, 4)) == settings.shown([2, 4]) == "2,4"
     back = settings.parse_overrides([f"relearning.clean.shift={Config().relearning.clean.shift}", "warm_up.flip=true"])
     restored = settings.apply_overrides(changed, back)
     assert restored == settings.apply_overrides(Config(), made[:2])

@@ -3,11 +3,11 @@
 import math
 from dataclasses import fields, is_dataclass, replace
 from types import NoneType
-from typing import get_args, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 from advrbd.config import Config
 
-Value = bool | int | float | str
+Value = bool | int | float | str | tuple[int, ...]
 ELSEWHERE = {"model": "--models", "device": "--device", "seed": "--seeds"}
 
 
@@ -35,6 +35,8 @@ def apply_overrides(settings, overrides: tuple[tuple[str, Value], ...]):
 
 def shown(value: Value) -> str:
     """A value as it is written in an override."""
+    if isinstance(value, (tuple, list)):  # JSON knows lists only
+        return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -51,22 +53,28 @@ def _kind(name: str) -> type:
         at, where = get_type_hints(at)[part], part
     if is_dataclass(at):
         raise ValueError(f"{name} is a whole stage; name one of its fields: {', '.join(e.name for e in fields(at))}")
+    if get_origin(at) is tuple:
+        return tuple
     return next(kind for kind in get_args(at) or (at,) if kind is not NoneType)  # ``int | None`` is an int
 
 
 def _parse(kind: type, name: str, text: str) -> Value:
-    read = {bool: _truth, int: int, float: _finite, str: str}.get(kind)
+    read = {bool: _truth, int: int, float: _finite, str: str, tuple: _numbers}.get(kind)
     if read is None:
         raise ValueError(f"{name} can't be set from the command line")
     try:
         return read(text)
     except (KeyError, ValueError):
-        expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        expected = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers"}[kind]
         raise ValueError(f"{name} takes {expected}, not {text!r}") from None
 
 
 def _truth(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 def _finite(text: str) -> float:

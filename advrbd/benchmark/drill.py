@@ -1,0 +1,285 @@
+"""A drill: plant known attacks in copies of a user's own folder and see which of them the scanner finds there.
+
+drill = for each attack: plant a copy, scan it, hold the report against the truth, train on the copy to see whether the
+        attack took, delete the copy
+
+A model that is trained on the copy and doesn't do what the attacker wants shows that there was no backdoor to find:
+an attack that did not take is no test. Suspects that the folder had before count as false alarms here, so scan it
+first.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from advrbd.attacks import ATTACKS, Attack
+from advrbd.attacks.base import CLEAN, POISON, Change
+from advrbd.attacks.plant import PlantedFile, plant
+from advrbd.benchmark.metrics import Detection, accuracy, detection
+from advrbd.config import Config
+from advrbd.data import folder
+from advrbd.data.folder import OK, FolderIndex, ImageFile
+from advrbd.data.pixels import read_image, typical_side
+from advrbd.errors import AdvrbdError, DatasetError, OutputError
+from advrbd.events import Event, Note, Notify, Progress, ignore
+from advrbd.model.device import choose_device
+from advrbd.model.factory import Network, choose_model
+from advrbd.pipeline import MINIMUM_IMAGES, scan, train_plainly
+
+TOOK = 0.5
+"""The attack success rate from which on an attack took."""
+FOUND_FROM = 0.9
+"""The true positive rate from which on an attack counts as found."""
+MISSED_BELOW = 0.1
+"""The true positive rate under which it counts as missed."""
+MOST_MEASURED = 500
+"""So many images at most are stamped to measure the attack success rate."""
+MOST_OF_SOURCES = 0.8
+"""An attack poisons no larger share of the images that it can poison: some have to be left to measure it on."""
+
+FOUND = "found"
+PARTLY_FOUND = "partly found"
+MISSED = "missed"
+DID_NOT_TAKE = "did not take"
+LEFT_ALONE = "left alone"
+FALSE_ALARM = "false alarm"
+
+
+@dataclass(frozen=True)
+class Drilled:
+    """What became of one attack.
+
+    ``poison_rate`` is the share that was asked for, ``planted`` the number of files that were in fact poisoned or
+    mislabelled; ``target_label`` the class that the backdoor leads to, where the attack has a single one.
+    ``attack_success_rate`` is in 0..1, None where no trigger was planted. It is measured on images that the attack
+    left clean, but the model learned them with their own labels, so it is a lower bound. ``verdict``, ``cautions``
+    and ``run`` are those of the scan.
+    """
+
+    attack: str
+    poison_rate: float
+    planted: int
+    target_label: str
+    attack_success_rate: float | None
+    detection: Detection
+    verdict: str
+    cautions: tuple[str, ...] = ()
+    run: dict = field(default_factory=dict)
+
+    @property
+    def is_backdoor(self) -> bool:
+        """Whether there was a trigger; label noise has none."""
+        return self.attack_success_rate is not None
+
+    @property
+    def took(self) -> bool:
+        """Whether a model that is trained on the copy does what the attacker wants."""
+        return self.attack_success_rate is not None and self.attack_success_rate >= TOOK
+
+    @property
+    def outcome(self) -> str:
+        """``did not take`` under an attack success rate of .5; else by the true positive rate: ``found`` from .9 on,
+        ``missed`` under .1, ``partly found`` between them. Without a trigger: ``left alone``, or ``false alarm`` if
+        there is any suspect. False alarms have no part in the first four.
+        """
+        if not self.is_backdoor:
+            flagged = self.detection.false_alarms + self.detection.mislabelled_flagged
+            return FALSE_ALARM if flagged else LEFT_ALONE
+        if not self.took:
+            return DID_NOT_TAKE
+        if self.detection.true_positive_rate >= FOUND_FROM:
+            return FOUND
+        return MISSED if self.detection.true_positive_rate < MISSED_BELOW else PARTLY_FOUND
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What the attacks of a drill share: the files that can be copied, their labels, and the settings."""
+
+    source: FolderIndex
+    files: tuple[ImageFile, ...]
+    labels: np.ndarray
+    target: int
+    poison_rate: float
+    config: Config
+    work: Path
+
+    def rate(self, attack: Attack) -> float:
+        """The share of all files that is poisoned: less than was asked for where the attack has few sources."""
+        sources = int(attack.sources(self.labels, self.target).sum())
+        return min(self.poison_rate, MOST_OF_SOURCES * sources / len(self.labels))
+
+
+def drill(
+    root: str | os.PathLike,
+    attacks: Sequence[str],
+    config: Config | None = None,
+    *,
+    poison_rate: float = 0.05,
+    target_label: str | None = None,
+    split: str | None = None,
+    work: str | os.PathLike | None = None,
+    notify: Notify = ignore,
+) -> Iterator[Drilled]:
+    """Plant each of ``attacks`` (names of ``ATTACKS``) in a copy of ``root`` (or of ``root/split``) and scan it.
+
+    ``poison_rate`` is a share of all files, between 0 and 1. The backdoor leads to ``target_label``, by default the
+    class with the most images. The copies lie in a temporary folder in ``work`` (default: the system's), one at a
+    time, and are deleted whatever happens; ``root`` is only read. Arguments are checked at once, the work is done as
+    the results are asked for. Raises an ``AdvrbdError`` when an argument, the folder, the model or the device is no
+    good. Neither prints nor leaves anything behind.
+    """
+    config = config or Config()
+    if unknown := [name for name in attacks if name not in ATTACKS]:
+        raise AdvrbdError(f"unknown attack {unknown[0]!r}; there are {', '.join(ATTACKS)}")
+    if not 0 < poison_rate < 1:
+        raise DatasetError(f"a poison rate of {poison_rate:g} makes no sense; give a share between 0 and 1")
+    source = folder.index(root, split)
+    place = Path(tempfile.gettempdir() if work is None else work)
+    _check_work_folder(place, Path(root))
+    files = tuple(file for file in source.files if file.status == OK)
+    _check_trainable(source, files, config)
+    labels = np.array([file.label for file in files])
+    target = _target(source, labels, target_label)
+    ground = _Ground(source, files, labels, target, poison_rate, config, place)
+    _check_plans(ground, attacks, notify)
+    return (_drill_one(ground, name, _naming(name, notify)) for name in attacks)
+
+
+def _drill_one(ground: _Ground, name: str, notify: Notify) -> Drilled:
+    config, attack = ground.config, ATTACKS[name](seed=ground.config.seed)
+    target_label = ground.source.classes[ground.target]
+    with _copy_folder(ground.work) as temporary:
+        copy = Path(temporary) / "copy"
+        planted = plant(ground.source.root, copy, attack, target_label, ground.rate(attack), config.seed)
+        role = {entry.path: entry.role for entry in planted}
+        wrong = sum(entry.role == POISON or entry.label != entry.original_label for entry in planted)
+        notify(Note(f"planted in {wrong} of {len(planted)} files"))
+        report = scan(copy, config, notify=notify)
+        success = None
+        if POISON in role.values():
+            network = train_plainly(copy, config, notify=_progress_only(_naming("plain training", notify)))
+            success = _attack_success_rate(ground, attack, planted, network, report.run["model"]["image_size"])
+    return Drilled(
+        name,
+        ground.poison_rate,
+        wrong,
+        target_label,
+        success,
+        detection(report.files, role),
+        report.verdict,
+        report.cautions,
+        report.run,
+    )
+
+
+def _attack_success_rate(
+    ground: _Ground, attack: Attack, planted: tuple[PlantedFile, ...], network: Network, size: int
+) -> float:
+    """The attack success rate on images that the attack left clean.
+
+    They are stamped as large as they are and scaled down afterwards, as the poisoned files were.
+    """
+    left = {entry.original_path for entry in planted if entry.role == CLEAN}
+    clean = np.array([file.path in left for file in ground.files])
+    victims = np.flatnonzero(attack.victims(ground.labels, ground.target) & clean)
+    generator = np.random.default_rng(ground.config.seed)
+    drawn = np.sort(generator.choice(victims, min(MOST_MEASURED, len(victims)), replace=False))
+    wanted = attack.poisoned_label(ground.labels, ground.target, len(ground.source.classes))
+    images, labels = [], []
+    for position in drawn:
+        pixels, _, _ = read_image(ground.source.root / ground.files[position].path, None)
+        if pixels is not None:
+            stamped = Image.fromarray(attack.stamp_test(pixels, generator))
+            images.append(np.asarray(stamped.resize((size, size), Image.Resampling.BICUBIC)))
+            labels.append(wanted[position])
+    if not images:
+        raise DatasetError(f"none of {len(drawn)} images to measure {attack.name} on could be read")
+    return accuracy(network, np.stack(images), np.array(labels))
+
+
+def _check_work_folder(work: Path, root: Path) -> None:
+    if not work.is_dir():
+        raise OutputError(f"no such folder to work in: {work}")
+    if work.resolve().is_relative_to(root.resolve()):
+        raise OutputError(f"{work} lies inside {root}, which is never written to; work elsewhere with --work-dir")
+
+
+def _check_trainable(source: FolderIndex, files: tuple[ImageFile, ...], config: Config) -> None:
+    """What a scan would refuse is refused now, not after a copy was made."""
+    if len(files) < MINIMUM_IMAGES:
+        raise DatasetError(f"{source.root} has fewer than {MINIMUM_IMAGES} images, too few to train the model on")
+    if empty := set(source.classes) - {source.class_name(file) for file in files}:
+        raise DatasetError(f"no readable image in class {min(empty)!r}; remove the folder or mend it")
+    choose_model(config.model, typical_side(source), choose_device(config.device), config.image_size)
+
+
+def _target(source: FolderIndex, labels: np.ndarray, target_label: str | None) -> int:
+    if target_label is None:
+        return int(np.bincount(labels).argmax())  # the first of several
+    if target_label not in source.classes:
+        known = ", ".join(source.classes[:20])
+        raise DatasetError(f"{source.root} has no class {target_label!r}; its classes are {known}")
+    return source.classes.index(target_label)
+
+
+def _check_plans(ground: _Ground, attacks: Sequence[str], notify: Notify) -> None:
+    """Try what ``plant`` will draw, so that the fifth attack doesn't fail after hours of work on the other four."""
+    stamped: set[int] = set()
+    for name in attacks:
+        attack = ATTACKS[name](seed=ground.config.seed)
+        generator = np.random.default_rng(ground.config.seed)
+        plan = attack.plan(ground.labels, ground.target, len(ground.source.classes), ground.rate(attack), generator)
+        _check_plan(ground, attack, plan)
+        stamped.update(change.position for change in plan if change.stamp)
+    for done, position in enumerate(sorted(stamped), 1):
+        path = ground.source.root / ground.files[position].path
+        pixels, status, _ = read_image(path, None)
+        if pixels is None:
+            raise DatasetError(f"cannot poison {path}: {status}; remove it or mend it")
+        if done % 256 == 0 or done == len(stamped):
+            notify(Progress("check", done, len(stamped)))
+
+
+def _check_plan(ground: _Ground, attack: Attack, plan: list[Change]) -> None:
+    """Refuse a plan that plants nothing, takes every image of a class away, or leaves nothing to measure it on."""
+    after, clean = ground.labels.copy(), np.ones(len(ground.labels), dtype=bool)
+    for change in plan:
+        after[change.position], clean[change.position] = change.label, False
+    poisoned = [change for change in plan if change.role == POISON]
+    if not poisoned and np.array_equal(after, ground.labels):
+        raise DatasetError(f"{attack.name} would poison no file; raise --poison-rate or leave it out")
+    if emptied := set(ground.labels.tolist()) - set(after.tolist()):
+        name = ground.source.classes[min(emptied)]
+        raise DatasetError(f"{attack.name} would leave class {name!r} no image; lower --poison-rate or leave it out")
+    if poisoned and not (attack.victims(ground.labels, ground.target) & clean).any():
+        raise DatasetError(f"{attack.name} would leave no image to measure it on; lower --poison-rate or leave it out")
+
+
+def _copy_folder(work: Path) -> tempfile.TemporaryDirectory:
+    try:
+        return tempfile.TemporaryDirectory(prefix="advrbd-drill-", dir=work)
+    except OSError as error:
+        raise OutputError(f"cannot write in {work}: {error.strerror}") from error
+
+
+def _naming(attack: str, notify: Notify) -> Notify:
+    """A listener that says of each event which attack it belongs to."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Progress):
+            notify(replace(event, stage=f"{attack}, {event.stage}"))
+        else:
+            notify(replace(event, message=f"{attack}: {event.message}"))
+
+    return tell
+
+
+def _progress_only(notify: Notify) -> Notify:
+    """A listener that leaves out what the scan of the same folder has said already."""
+    return lambda event: notify(event) if isinstance(event, Progress) else None

@@ -1,0 +1,63 @@
+"""The positive control: a backdoor of our own, seen by nobody else, and what its loss does to the verdict."""
+
+import pytest
+import torch
+
+import advrbd
+from advrbd.config import Config, EnhancementSettings, TrainingSettings
+from advrbd.data.pixels import Extended, Pixels
+from advrbd.method.control import plant_control
+from advrbd.model.device import choose_device
+from advrbd.model.factory import ModelSpec
+from advrbd.model.run import Run
+from advrbd.reports.report import UNEXAMINED
+
+
+@pytest.fixture
+def run() -> Run:
+    generator = torch.Generator().manual_seed(0)
+    pixels = Pixels(torch.randint(0, 256, (400, 20, 20, 3), generator=generator, dtype=torch.uint8))
+    labels = torch.arange(4).repeat(100)
+    return Run(pixels, labels, ModelSpec("test_resnet", 4, 20), choose_device("cpu"), generator)
+
+
+def test_an_extended_store_holds_both_parts_in_order(run):
+    more = torch.randint(0, 256, (7, 20, 20, 3), generator=run.generator, dtype=torch.uint8)
+    store, cpu = Extended(run.pixels.images, more), torch.device("cpu")
+    assert (len(store), store.size) == (407, 20)
+    everything = Pixels(torch.cat([run.pixels.images, more]))
+    for indices in (torch.tensor([0, 399, 400, 406, 3]), torch.tensor([5, 6]), torch.tensor([401])):
+        assert torch.equal(store.batch(indices, cpu), everything.batch(indices, cpu))
+
+
+def test_the_control_is_a_group_of_copies_with_one_patch_and_a_wrong_label(run):
+    before, examples = run.pixels.images.clone(), torch.arange(0, 400, 2)  # labels 0 and 2 only
+    control = plant_control(run, examples, Config(control_share=0.3))
+    assert torch.equal(run.pixels.images, before)
+    assert len(run.labels) == 400
+    assert control.examples.tolist() == list(range(400, 430))  # .3 of an average class of 100
+    assert control.label in (0, 2)
+    assert control.run.labels[control.examples].eq(control.label).all()
+    assert torch.equal(control.run.labels[:400], run.labels)
+    copies = control.run.pixels.more
+    sources = torch.tensor([int((copy != before).flatten(1).sum(dim=1).argmin()) for copy in copies])
+    assert torch.isin(sources, examples).all()
+    assert run.labels[sources].ne(control.label).all()
+    changed = (copies != before[sources]).any(dim=3).any(dim=0).nonzero()  # where any copy differs
+    assert (changed.max(dim=0).values - changed.min(dim=0).values).max() < 20 // 5
+    place = tuple(
+        slice(int(low), int(high) + 1) for low, high in zip(changed.min(0).values, changed.max(0).values, strict=True)
+    )
+    patches = copies[(slice(None), *place)]
+    assert patches.eq(patches[0]).all()  # the same in every copy
+
+
+def test_a_scan_whose_model_learned_nothing_says_that_it_could_not_look(digits_folder):
+    once = TrainingSettings(epochs=1, minimum_steps=0, learning_rate=1e-6)
+    hardly = EnhancementSettings(rounds=1, steps=1, training=once)
+    report = advrbd.scan(digits_folder, Config(model="test_resnet", device="cpu", warm_up=once, enhancement=hardly))
+    assert not report.suspects
+    assert report.verdict == UNEXAMINED
+    assert len(report.unexamined) == 10
+    assert any("could not have seen a backdoor" in caution for caution in report.cautions)
+    assert report.run["control_found"] is False
