@@ -1,4 +1,4 @@
-"""Exit codes. 1 means suspects and nothing else, so Python's own 1 for a crash has to be taken away from it."""
+"""Exit codes. 1 means a finding and nothing else, so Python's own 1 for a crash has to be taken away from it."""
 
 import sys
 import traceback
@@ -11,6 +11,7 @@ from advrbd_cli import console
 
 CLEAN = 0
 SUSPECTS = 1
+NOT_FOUND = 1  # a drill: an attack that took was not found
 FAILED = 2
 INTERRUPTED = 130
 

@@ -8,12 +8,16 @@ import typer
 
 from advrbd_cli import console, options
 
-EXAMPLES = "Example: advrbd poison ./data --attack badnets --target-label cat --out ./poisoned"
+EXAMPLES = (
+    "Attacks: badnets, blend, sig, wanet, physicalba, tact, adaptive-blend, adaptive-patch; "
+    "all-to-all, two-backdoors, random-place, faint-patch, label-noise; graded, decoy, contested. "
+    "Example: advrbd poison ./data --attack badnets --target-label cat --out ./poisoned"
+)
 
 
 def poison(
     data: options.Data,
-    attack: Annotated[str, typer.Option(help="badnets or blend.", show_default=False)],
+    attack: Annotated[str, typer.Option(help="One of those named below.", show_default=False)],
     target_label: Annotated[str, typer.Option(help="Class that the backdoor leads to.", show_default=False)],
     out: Annotated[Path, typer.Option(help="New folder for the poisoned copy.", show_default=False)],
     poison_rate: Annotated[float, typer.Option(help="Share of all images to poison.", min=0, max=1)] = 0.05,
@@ -24,7 +28,7 @@ def poison(
     """Write a copy of an image folder with a backdoor in it, for testing.
 
     The truth lies beside it in OUT.truth.csv: which files are poisoned (role poison), which only carry the trigger
-    (cover), and where they came from.
+    (cover) or a wrong label (mislabelled), and where they came from.
     """
     console.state.quiet, console.state.verbose = quiet, verbose
 

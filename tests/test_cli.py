@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import advrbd.pipeline
-from advrbd.attacks import BadNets
+from advrbd.attacks import ATTACKS, BadNets
 from advrbd.attacks.plant import plant
 from advrbd.data.folder import OK, UNREADABLE
 from advrbd.events import Caution, Note, Progress
-from advrbd.reports.report import CLEAN, POISONED, ClassVerdict, FileResult, Report
+from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, ClassVerdict, FileResult, Report
 from advrbd_cli import console
 from advrbd_cli.app import main
 
@@ -50,6 +50,7 @@ finally:
         ("scan --help", 0),
         ("clean --help", 0),
         ("poison --help", 0),
+        ("drill --help", 0),
         ("demo --help", 0),
         ("scan . --fail-on many", 2),
         ("scan", 2),
@@ -60,6 +61,13 @@ def test_help_and_usage_errors_dont_import_torch(arguments, code, tmp_path):
     assert done.returncode == code
     assert done.stderr.endswith("imported: ")
     assert bool(done.stdout) == (code == 0)
+
+
+def test_the_help_names_every_attack(tmp_path):
+    words = set(
+        run("poison", "--help", cwd=tmp_path).stdout.replace(",", " ").replace(";", " ").replace(".", " ").split()
+    )
+    assert set(ATTACKS) <= words
 
 
 def test_the_version_is_the_packages(tmp_path):
@@ -176,6 +184,7 @@ FOUND = Report(
     (ClassVerdict("cat", 3, 1, POISONED), ClassVerdict("dog", 1, 1, POISONED)),
 )
 NOTHING = Report((FOUND.files[1],), (ClassVerdict("cat", 1, 0, CLEAN),))
+BLIND = Report((FOUND.files[1],), (ClassVerdict("cat", 1, 0, UNEXAMINED),))
 
 
 def scan_with(report: Report, monkeypatch, folder: Path, *options: str) -> int:
@@ -195,6 +204,8 @@ def scan_with(report: Report, monkeypatch, folder: Path, *options: str) -> int:
         (NOTHING, (), 0),
         (NOTHING, ("--fail-on", "1%"), 0),
         (NOTHING, ("--strict",), 0),
+        (BLIND, (), 0),
+        (BLIND, ("--strict",), 2),
         (FOUND, (), 1),
         (FOUND, ("--fail-on", "2"), 1),
         (FOUND, ("--fail-on", "3"), 0),
@@ -216,6 +227,11 @@ def test_a_report_on_stdout_is_all_that_is_there(monkeypatch, tmp_path, capfd):
     assert len(json.loads(captured.out)["files"]) == 4
     assert "2 suspected of being poisoned; 1 could not be read" in captured.err
     assert not list(tmp_path.iterdir())
+
+
+def test_could_not_look_is_said_aloud(monkeypatch, tmp_path, capfd):
+    assert scan_with(BLIND, monkeypatch, tmp_path, *CSV) == 0
+    assert "verdict: unexamined (1 of 1 classes unexamined)" in capfd.readouterr().err
 
 
 def test_quiet_says_nothing(monkeypatch, tmp_path, capfd):

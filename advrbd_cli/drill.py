@@ -1,0 +1,185 @@
+"""``advrbd drill``: does the scanner find known attacks in this very folder?"""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from advrbd_cli import console, exits, options, scan
+
+if TYPE_CHECKING:
+    from advrbd.benchmark.drill import Drilled
+
+EXAMPLES = (
+    "Exit codes: 0 every attack that took was found, 1 one wasn't (or label noise raised an alarm), "
+    "2 no attack took, or anything else went wrong. Example: advrbd drill ./data --attacks badnets,blend,wanet"
+)
+COLOURS = {"found": "green", "left alone": "green", "did not take": "dim"}  # the rest is bad news
+ALL = "all"
+
+
+class Format(StrEnum):
+    csv = "csv"
+    json = "json"
+    table = "table"
+
+
+def drill(
+    data: options.Data,
+    attacks: Annotated[
+        str, typer.Option(help="Names with commas between them; all is 13 of them.", metavar="NAMES")
+    ] = ("badnets,blend"),
+    poison_rate: Annotated[float, typer.Option(help="Share of all images to poison.", min=0, max=1)] = 0.05,
+    target_label: Annotated[
+        str | None,
+        typer.Option(
+            help="Class that the backdoor leads to (default: the one with the most images).",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where one copy of DATA lies at a time, and is deleted (default: the system's temporary folder).",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Report to write; - is stdout (default: none).",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    form: Annotated[
+        Format | None,
+        typer.Option(
+            "--format", "-f", help="How to write it (default: from its name, else csv).", rich_help_panel="Output"
+        ),
+    ] = None,
+    split: options.Split = None,
+    model: options.Model = "auto",
+    device: options.DeviceName = "auto",
+    image_size: options.ImageSize = None,
+    pretrained: options.Pretrained = False,
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    progress: options.ShowProgress = None,
+) -> None:
+    """Plant known attacks in copies of an image folder and tell which of them a scan finds there.
+
+    DATA is only read. Scan it first: suspects that it has already count as false alarms here. An attack that a model
+    trained on the copy doesn't obey (success rate under .5) did not take and is no test.
+    """
+    console.state.quiet, console.state.verbose = quiet, verbose
+    _check_before_work(output, form, data)
+
+    from advrbd.benchmark.drill import drill as run_drill
+    from advrbd.benchmark.drill_report import meaning, passed, render
+    from advrbd.config import Config
+    from advrbd.writing import write_whole
+
+    config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
+    drilled = []
+    with _tidy_end(), console.Narrator(progress) as narrator:
+        for entry in run_drill(
+            data,
+            _names(attacks),
+            config,
+            poison_rate=poison_rate,
+            target_label=target_label,
+            split=split,
+            work=work_dir,
+            notify=narrator,
+        ):
+            drilled.append(entry)
+            console.say(_line(entry))
+    if output is not None:
+        rendered = render(drilled, form or _form_of(output))
+        console.to_stdout(rendered) if output == "-" else write_whole(Path(output), rendered)
+    _show(drilled)
+    console.say(meaning(drilled))
+    verdict = passed(drilled)
+    if verdict is None:
+        console.error(
+            "no attack took, so nothing was tested: a model trained on the copy doesn't learn the backdoor; "
+            "raise --poison-rate or choose another --model"
+        )
+        raise typer.Exit(exits.FAILED)
+    if not verdict:
+        raise typer.Exit(exits.NOT_FOUND)
+
+
+def _line(entry: "Drilled") -> str:
+    """One attack as one line."""
+    held = entry.detection
+    if entry.is_backdoor:
+        figures = f"attack success rate {entry.attack_success_rate:.1%}, {held.found} of {held.poisoned} files found"
+    else:
+        figures = f"{held.mislabelled_flagged} of {held.mislabelled} mislabelled files suspected"
+    alarms = f"{held.false_alarms} false alarms in {held.clean} clean files"
+    return f"{entry.attack}: {entry.outcome} ({figures}, {alarms}; verdict: {entry.verdict})"
+
+
+def _show(drilled: "list[Drilled]") -> None:
+    """All attacks as a table: ``took`` is the attack success rate, ``found`` the true positive rate."""
+    table = Table("attack", "took", "found", "false alarms", "AUROC", "verdict", "outcome")
+    for entry in drilled:
+        held = entry.detection
+        table.add_row(
+            entry.attack,
+            f"{entry.attack_success_rate:.1%}" if entry.is_backdoor else "-",
+            f"{held.true_positive_rate:.1%}" if held.poisoned else "-",
+            f"{held.false_alarms} of {held.clean}",
+            f"{held.auroc:.3f}" if held.poisoned else "-",
+            Text(entry.verdict, style=scan.COLOURS.get(entry.verdict, "")),
+            Text(entry.outcome, style=COLOURS.get(entry.outcome, "bold red")),
+        )
+    console.show(table)
+
+
+@contextmanager
+def _tidy_end() -> Iterator[None]:
+    """Take the copy of the data away when the program is told to end, too; Python does that for Ctrl-C alone."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _names(text: str) -> list[str]:
+    """The attacks that were asked for, each once, in that order."""
+    from advrbd.attacks import PAPER, WIDER
+
+    everything = [attack.name for attack in PAPER + WIDER]
+    asked = (name.strip() for name in text.split(","))
+    return list(dict.fromkeys(name for entry in asked for name in (everything if entry == ALL else [entry])))
+
+
+def _form_of(output: str) -> Format:
+    suffix = Path(output).suffix.lower().lstrip(".")
+    return Format(suffix) if suffix in set(Format) else Format.csv
+
+
+def _check_before_work(output: str | None, form: Format | None, data: Path) -> None:
+    """Refuse what can't be written before hours of work, not after."""
+    from advrbd.errors import OutputError
+    from advrbd.writing import check_target_file
+
+    if output is None and form is not None:
+        raise OutputError("--format says how to write a report, but none was asked for; add --output FILE, or -o -")
+    if output not in (None, "-") and data.is_dir():
+        check_target_file(Path(output), data)
