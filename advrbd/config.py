@@ -70,11 +70,13 @@ class EnhancementSettings:
 class IdentificationSettings:
     """``ambiguity_limit``: undecided images per carrier at which a class is as likely natural as poisoned.
 
-    ``even_odds``: the enhanced probability at which a file of a convicted class is as likely poisoned as not.
+    ``doubt``: a conviction further than this from 0 and 1 is looked into twice. ``even_odds``: the enhanced probability
+    at which a file of a convicted class is as likely poisoned as not.
     """
 
     ambiguity_limit: float = 0.33
     ambiguity_slope: float = 16.0
+    doubt: float = 0.02
     even_odds: float = 0.2
     unexamined: float = 0.01
 

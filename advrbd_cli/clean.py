@@ -35,14 +35,14 @@ def clean(
     ] = 0.5,
     quarantine: Annotated[
         Path | None,
-        typer.Option(help="Folder for --action quarantine. [default: OUT-quarantine]", rich_help_panel="Suspects"),
+        typer.Option(help="Folder for --action quarantine. (default: OUT-quarantine)", rich_help_panel="Suspects"),
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="CSV report of what was done.", rich_help_panel="Output")
     ] = Path("advrbd-clean-report.csv"),
     save_model: Annotated[
         Path | None,
-        typer.Option(help="File for the clean model. [default: OUT.safetensors]", rich_help_panel="Output"),
+        typer.Option(help="File for the clean model. (default: OUT.safetensors)", rich_help_panel="Output"),
     ] = None,
     split: options.Split = None,
     model: options.Model = "auto",

@@ -30,7 +30,7 @@ Model = Annotated[
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel="Model")]
 ImageSize = Annotated[
     int | None,
-    typer.Option(help="Side in pixels to train at. [default: from the images]", min=8, rich_help_panel="Model"),
+    typer.Option(help="Side in pixels to train at. (default: from the images)", min=8, rich_help_panel="Model"),
 ]
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Start from timm's weights (downloads them).", rich_help_panel="Model")
@@ -44,7 +44,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr."
 ShowProgress = Annotated[
     bool | None,
     typer.Option(
-        "--progress/--no-progress", help="[default: live on a terminal, lines elsewhere]", rich_help_panel="Output"
+        "--progress/--no-progress", help="(default: live on a terminal, lines elsewhere)", rich_help_panel="Output"
     ),
 ]
 

@@ -24,14 +24,14 @@ def scan(
         typer.Option(
             "--output",
             "-o",
-            help="Report to write; - is stdout. [default: advrbd-report.csv]",
+            help="Report to write; - is stdout. (default: advrbd-report.csv)",
             rich_help_panel="Output",
         ),
     ] = None,
     form: Annotated[
         options.Format | None,
         typer.Option(
-            "--format", "-f", help="[default: from the name of the report, else csv]", rich_help_panel="Output"
+            "--format", "-f", help="(default: from the name of the report, else csv)", rich_help_panel="Output"
         ),
     ] = None,
     all_files: Annotated[

@@ -62,6 +62,12 @@ def enhance(
     return best
 
 
+def mean_of(one: Enhanced, other: Enhanced) -> Enhanced:
+    """What two enhancements of one group say together."""
+    ambiguity = (one.ambiguity + other.ambiguity) / 2
+    return Enhanced(one.label, (one.probability + other.probability) / 2, ambiguity)
+
+
 def _round(
     run: Run,
     network: Network,

@@ -64,6 +64,11 @@ def is_sharp(entry: Enhanced, settings: IdentificationSettings) -> bool:
     return _conviction(entry.ambiguity, settings) > 0.5
 
 
+def is_certain(entry: Enhanced, settings: IdentificationSettings) -> bool:
+    """Whether a repetition could hardly change the verdict."""
+    return not settings.doubt < _conviction(entry.ambiguity, settings) < 1 - settings.doubt
+
+
 def second_opinion(score: torch.Tensor, own: torch.Tensor, unseen: torch.Tensor) -> torch.Tensor:
     """Scores of the K files of a convicted class, reconsidered by a model that learned none of its suspects.
 
