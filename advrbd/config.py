@@ -71,7 +71,9 @@ class IdentificationSettings:
     """``ambiguity_limit``: undecided images per carrier at which a class is as likely natural as poisoned.
 
     ``doubt``: a conviction further than this from 0 and 1 is looked into twice. ``even_odds``: the enhanced probability
-    at which a file of a convicted class is as likely poisoned as not.
+    at which a file of a convicted class is as likely poisoned as not. ``denial_limit``: the share of a class's suspects
+    whose label the second model denies that speaks neither for nor against a trigger; further away it moves the
+    log-odds by up to ``most_for`` and ``most_against``.
     """
 
     ambiguity_limit: float = 0.33
@@ -79,6 +81,10 @@ class IdentificationSettings:
     doubt: float = 0.02
     even_odds: float = 0.2
     unexamined: float = 0.01
+    denial_limit: float = 0.65
+    denial_slope: float = 8.0
+    most_for: float = 1.2
+    most_against: float = 2.5
 
 
 @dataclass(frozen=True)

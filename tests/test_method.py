@@ -157,28 +157,36 @@ def test_of_several_groups_of_a_class_the_sharpest_counts():
 PLAIN_SUSPECTS = 20
 
 
-def opinion(score: float, own: float, unseen: bool, denied_share: float) -> float:
+def opinion(carries: float, own: float, unseen: bool, denied_share: float, conviction: float = 0.9):
     """The second opinion on one file beside plain suspects, whose label the model denies in ``denied_share``."""
     denied = round(denied_share * PLAIN_SUSPECTS)
-    scores = torch.tensor([score] + [0.99] * PLAIN_SUSPECTS + [0.01] * PLAIN_SUSPECTS)
+    scores = torch.tensor([carries] + [0.99] * PLAIN_SUSPECTS + [0.01] * PLAIN_SUSPECTS)
     owns = torch.tensor([own] + [0.02] * denied + [0.98] * (PLAIN_SUSPECTS - denied) + [0.98] * PLAIN_SUSPECTS)
     seen = torch.tensor([unseen] + [True] * PLAIN_SUSPECTS + [False] * PLAIN_SUSPECTS)
-    return float(second_opinion(scores, owns, seen)[0])
+    return second_opinion(scores, conviction, owns, seen, IdentificationSettings())
+
+
+def carries(*arguments, **named) -> float:
+    return float(opinion(*arguments, **named).carries[0])
 
 
 def test_a_second_opinion_counts_where_labels_were_falsified():
-    assert (
-        opinion(0.3, own=0.02, unseen=False, denied_share=1.0) > 0.9
-    )  # learned with its label, and denied all the same
-    assert opinion(0.3, own=0.98, unseen=False, denied_share=1.0) == pytest.approx(0.3, abs=1e-4)
-    assert opinion(0.8, own=0.9, unseen=True, denied_share=1.0) < 0.5  # a bystander
-    assert opinion(0.8, own=0.1, unseen=True, denied_share=1.0) == pytest.approx(0.8, abs=1e-4)
-    assert opinion(0.999, own=0.9, unseen=True, denied_share=1.0) > 0.5  # it carries the trigger plainly
+    assert carries(0.3, own=0.02, unseen=False, denied_share=1.0) > 0.9  # learned with its label, and denied
+    assert carries(0.3, own=0.98, unseen=False, denied_share=1.0) == pytest.approx(0.3, abs=1e-4)
+    assert carries(0.8, own=0.9, unseen=True, denied_share=1.0) < 0.5  # a bystander
+    assert carries(0.8, own=0.1, unseen=True, denied_share=1.0) == pytest.approx(0.8, abs=1e-4)
+    assert carries(0.999, own=0.9, unseen=True, denied_share=1.0) > 0.5  # it carries the trigger plainly
 
 
-def test_a_second_opinion_clears_nobody_in_a_clean_label_attack():
-    assert opinion(0.8, own=0.9, unseen=True, denied_share=0.0) > 0.75
-    assert opinion(0.3, own=0.02, unseen=False, denied_share=0.0) < 0.5
+def test_a_second_opinion_clears_no_file_in_a_clean_label_attack():
+    assert carries(0.8, own=0.9, unseen=True, denied_share=0.0) > 0.75
+    assert carries(0.3, own=0.02, unseen=False, denied_share=0.0) < 0.5
+
+
+def test_confirmed_labels_acquit_a_class_unless_its_group_is_very_sharp():
+    assert opinion(0.99, 0.9, True, denied_share=0.1, conviction=0.7).conviction < 0.5  # red cars
+    assert opinion(0.99, 0.9, True, denied_share=0.1, conviction=0.99).conviction > 0.5  # a clean-label attack
+    assert opinion(0.99, 0.1, True, denied_share=0.95, conviction=0.7).conviction > 0.85  # a dirty-label attack
 
 
 def test_halves_cut_every_part_evenly(generator):

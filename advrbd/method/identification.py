@@ -20,15 +20,23 @@ PLAIN = 0.95
 
 @dataclass(frozen=True)
 class Identification:
-    """``score`` float32 [M] in 0..1, higher = more likely poisoned; ``suspects`` bool [M], those above one half.
+    """What one look says of M images and their classes.
 
-    ``verdicts`` and ``evidence`` are by class label; a class that was too small to be split is in neither.
+    ``carries`` float32 [M] in 0..1: P(the image carries what its class's group carries); ``convictions`` by class
+    label, in 0..1: P(that is a trigger), of the classes that were examined. The score, float32 [M] in 0..1, higher =
+    more likely poisoned, is their product; ``suspects`` bool [M] are those above one half. ``verdicts`` and
+    ``evidence`` are by class label; a class that was too small to be cut is in none.
     """
 
+    carries: torch.Tensor
     score: torch.Tensor
-    suspects: torch.Tensor
+    convictions: dict[int, float]
     verdicts: dict[int, str]
     evidence: dict[int, dict[str, float]]
+
+    @property
+    def suspects(self) -> torch.Tensor:
+        return self.score > 0.5
 
 
 def identify(
@@ -36,11 +44,10 @@ def identify(
 ) -> Identification:
     """Combine what separation and enhancement found in the classes of M images with ``labels`` int64 [M].
 
-    An image's score is P(its class holds a trigger) times P(the image carries it). Of several groups of a class, the
-    least ambiguous counts.
+    Of several groups of a class, the least ambiguous counts.
     """
-    score = torch.zeros(len(labels))
-    verdicts, evidence = {}, {}
+    carries, score = torch.zeros(2, len(labels))
+    convictions, verdicts, evidence = {}, {}, {}
     for label in dict.fromkeys(split.label for split in splits):
         members = labels == label
         clearest = max((split for split in splits if split.label == label), key=lambda split: split.bimodality)
@@ -51,12 +58,18 @@ def identify(
             score[members] = settings.unexamined * clearest.group[members].float()
             continue
         sharpest = min(examined, key=lambda entry: entry.ambiguity)
-        conviction = _conviction(sharpest.ambiguity, settings)
-        verdicts[label] = POISONED if conviction > 0.5 else SUSPICIOUS if conviction > 0.25 else CLEAN
+        convictions[label] = conviction = _conviction(sharpest.ambiguity, settings)
+        verdicts[label] = verdict_on(conviction)
         ambiguity = round(min(sharpest.ambiguity, 99.0), 3)
         evidence[label] |= {"groups": len(examined), "ambiguity": ambiguity, "conviction": round(conviction, 3)}
-        score[members] = conviction * _moved(sharpest.probability[members], log(1 / settings.even_odds - 1))
-    return Identification(score, score > 0.5, verdicts, evidence)
+        carries[members] = _moved(sharpest.probability[members], log(1 / settings.even_odds - 1))
+        score[members] = conviction * carries[members]
+    return Identification(carries, score, convictions, verdicts, evidence)
+
+
+def verdict_on(conviction: float) -> str:
+    """The verdict on a class that holds a trigger with the probability ``conviction``."""
+    return POISONED if conviction > 0.5 else SUSPICIOUS if conviction > 0.25 else CLEAN
 
 
 def is_sharp(entry: Enhanced, settings: IdentificationSettings) -> bool:
@@ -69,23 +82,43 @@ def is_certain(entry: Enhanced, settings: IdentificationSettings) -> bool:
     return not settings.doubt < _conviction(entry.ambiguity, settings) < 1 - settings.doubt
 
 
-def second_opinion(score: torch.Tensor, own: torch.Tensor, unseen: torch.Tensor) -> torch.Tensor:
-    """Scores of the K files of a convicted class, reconsidered by a model that learned none of its suspects.
+@dataclass(frozen=True)
+class SecondOpinion:
+    """``carries`` float32 [K] and ``conviction`` as in ``Identification``, reconsidered; ``denied`` in 0..1: the share
+    of the plain suspects whose label the second model denies."""
 
-    ``score`` float32 [K] in 0..1, ``own`` float32 [K]: the probability that the model gives to the label they have,
-    ``unseen`` bool [K]: the suspects, which it wasn't trained on. How often it denies the label of the plain suspects
-    says how far labels were falsified; the opinion counts that much, and not at all in a clean-label attack.
+    carries: torch.Tensor
+    conviction: float
+    denied: float
 
+
+def second_opinion(
+    carries: torch.Tensor,
+    conviction: float,
+    own: torch.Tensor,
+    unseen: torch.Tensor,
+    settings: IdentificationSettings,
+) -> SecondOpinion:
+    """Reconsider the K files of a convicted class, now that a model was trained without its suspects.
+
+    ``own`` float32 [K]: the probability that the model gives to the label they have, ``unseen`` bool [K]: the suspects.
+    How often it denies the label of the plain ones says whether labels were falsified.
+
+    - If so, the class is more likely poisoned. If it confirms them, the group may be natural (red cars among the
+      cars), and only a very sharp one is convicted: a clean-label attack is.
     - A trigger that hardly shows (a white corner on a white background) leaves the enhanced models in doubt; a file
-      whose label is denied although the model learned it isn't in its class by chance: its score rises.
-    - A suspect whose label is confirmed where nearly all others' are denied is an innocent bystander: its falls.
+      whose label is denied although the model learned it isn't in its class by chance.
+    - A suspect whose label is confirmed where nearly all others' are denied is an innocent bystander.
     """
-    plain = unseen & (score > PLAIN)
-    falsified = (float((own[plain] < 0.5).sum()) + 1) / (int(plain.sum()) + 2)
+    plain = unseen & (carries > PLAIN)
+    denied = (float((own[plain] < 0.5).sum()) + 1) / (int(plain.sum()) + 2)
     denied_learned = float((own[~unseen] < 0.5).float().mean()) if (~unseen).any() else 0.0
-    confirmed = min(0.0, log(1 - falsified) - log(1 - min(denied_learned, 0.99)))
-    raised = falsified * torch.logit(1 - own, eps=1e-3).clamp_min(0)
-    return _moved(score, torch.where(unseen, confirmed * (own >= 0.5), raised))
+    confirmed = min(0.0, log(1 - denied) - log(1 - min(denied_learned, 0.99)))
+    raised = denied * torch.logit(1 - own, eps=1e-3).clamp_min(0)
+    weight = settings.denial_slope * (denied - settings.denial_limit)
+    weight = min(max(weight, -settings.most_against), settings.most_for)
+    revised = float(_moved(torch.tensor(conviction), weight))
+    return SecondOpinion(_moved(carries, torch.where(unseen, confirmed * (own >= 0.5), raised)), revised, denied)
 
 
 def _moved(probability: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:

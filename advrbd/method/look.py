@@ -13,7 +13,7 @@ from advrbd.config import Config
 from advrbd.events import Caution, Note
 from advrbd.method.control import Control, find_control, plant_control
 from advrbd.method.enhancement import Enhanced, enhance, mean_of
-from advrbd.method.identification import Identification, identify, is_certain, is_sharp, second_opinion
+from advrbd.method.identification import Identification, identify, is_certain, is_sharp, second_opinion, verdict_on
 from advrbd.method.partition import partition
 from advrbd.method.separation import Split, candidates, separate
 from advrbd.model.factory import Network
@@ -28,18 +28,20 @@ LEARNED = 0.3  # of the way from guessing the largest class to perfection, on th
 class Findings:
     """What all looks together say of the N images of a run.
 
-    ``score`` float32 [N] in 0..1, higher = more likely poisoned (``first_score``: before any second opinion);
-    ``suspects`` bool [N]; ``verdicts`` and ``evidence`` by class label, from the look that found most. ``suggested``
-    int64 [N] is the class that a model trained without the suspects sees in a suspect (-1: there is no such model),
-    ``confidence`` float32 [N] its probability. ``control_found``: the scan found what it planted to test itself;
-    ``blind``: it could not have seen a backdoor.
+    ``score`` float32 [N] in 0..1, higher = more likely poisoned; ``suspects`` bool [N]; ``carries`` float32 [N] and
+    ``convictions``, of convicted classes, as in ``Identification``, before any second opinion. ``verdicts`` and
+    ``evidence`` by class label, from the look that found most. ``suggested`` int64 [N] is the class that a model
+    trained without the suspects sees in a suspect (-1: there is no such model), ``confidence`` float32 [N] its
+    probability. ``control_found``: the scan found what it planted to test itself; ``blind``: it could not have seen a
+    backdoor.
     """
 
     score: torch.Tensor
-    first_score: torch.Tensor
+    carries: torch.Tensor
     suspects: torch.Tensor
     suggested: torch.Tensor
     confidence: torch.Tensor
+    convictions: dict[int, float] = field(default_factory=dict)
     verdicts: dict[int, str] = field(default_factory=dict)
     evidence: dict[int, dict[str, float]] = field(default_factory=dict)
     cautions: list[str] = field(default_factory=list)
@@ -62,14 +64,14 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
         findings.looks += 1
         kept = examples[~findings.suspects[examples]]
         network, found = look(run, kept, config, findings, control if findings.looks == 1 else None)
-        _hear_second_opinion(run, network, findings, examples)
-        _merge(findings, kept, found)
+        _hear_second_opinion(run, network, findings, examples, config)
+        _merge(findings, kept, run.labels[kept], found)
         if not found.suspects.any():
             break
         run.notify(Note(f"look {findings.looks}: {int(found.suspects.sum())} suspects found and set aside"))
     else:
         _caution(run, findings, f"look {findings.looks}, the last one allowed, still found suspects; there may be more")
-    _admit_blindness(findings)
+    _admit_blindness(run, findings)
     return findings
 
 
@@ -121,42 +123,57 @@ def _check_limits(run: Run, outputs: Outputs, labels: torch.Tensor, config: Conf
     if not learned:
         advice = "it could not have seen a backdoor; try another --model"
         _caution(run, findings, f"the model gets only {accuracy:.0%} of its own training images right: {advice}")
-    elif not findings.control_found:
-        what = "a backdoor that the scan planted in memory to test itself"
-        _caution(run, findings, f"{what} was not found: an attacker's might not have been either; try another --model")
-    findings.blind = not learned or not findings.control_found
+    findings.blind = not learned
     if small := int((counts < 2 * config.separation.minimum_group).sum()):
         least = 2 * config.separation.minimum_group
         _caution(run, findings, f"{small} classes have fewer than {least} images: a backdoor there can't be seen")
 
 
-def _admit_blindness(findings: Findings) -> None:
-    """Nothing found is no good news from a scan that could not have seen anything."""
+def _admit_blindness(run: Run, findings: Findings) -> None:
+    """Nothing found is no good news from a scan that could not have seen anything.
+
+    The control competes with real groups for the few places, so its loss says nothing where something was found.
+    """
+    if not (findings.blind or findings.control_found or POISONED in findings.verdicts.values()):
+        findings.blind = True
+        what = "a backdoor that the scan planted in memory to test itself"
+        _caution(run, findings, f"{what} was not found: an attacker's might not have been either; try another --model")
     if findings.blind:
         for label, verdict in findings.verdicts.items():
             findings.verdicts[label] = UNEXAMINED if verdict == CLEAN else verdict
 
 
-def _hear_second_opinion(run: Run, network: Network, findings: Findings, examples: torch.Tensor) -> None:
+def _hear_second_opinion(
+    run: Run, network: Network, findings: Findings, examples: torch.Tensor, config: Config
+) -> None:
     """Reconsider the classes convicted so far, now that ``network`` was trained without their suspects."""
-    for label in (label for label, verdict in findings.verdicts.items() if verdict == POISONED):
+    for label, first in findings.convictions.items():
         members = examples[run.labels[examples] == label]
         unseen = findings.suspects[members]
+        if not unseen.any():
+            continue
         probabilities = run.infer(network, members, mirror=True).probabilities
         confidence, suggested = probabilities[unseen].max(dim=1)
         findings.confidence[members[unseen]], findings.suggested[members[unseen]] = confidence, suggested
-        findings.score[members] = second_opinion(findings.first_score[members], probabilities[:, label], unseen)
+        heard = second_opinion(findings.carries[members], first, probabilities[:, label], unseen, config.identification)
+        findings.score[members] = heard.conviction * heard.carries
         findings.suspects[members] = findings.score[members] > 0.5
+        findings.verdicts[label] = verdict_on(heard.conviction)
+        findings.evidence[label] |= {"denied": round(heard.denied, 3), "conviction": round(heard.conviction, 3)}
 
 
-def _merge(findings: Findings, kept: torch.Tensor, found: Identification) -> None:
-    findings.first_score[kept] = torch.maximum(findings.first_score[kept], found.score)
+def _merge(findings: Findings, kept: torch.Tensor, labels: torch.Tensor, found: Identification) -> None:
+    """Add what a new look found among the images ``kept`` (with these ``labels``); earlier convictions stay."""
     findings.score[kept] = torch.maximum(findings.score[kept], found.score)
     findings.suspects[kept] |= found.suspects
     for label, verdict in found.verdicts.items():
         before = findings.verdicts.get(label, CLEAN)
         if before in (CLEAN, UNEXAMINED) or VERDICTS.index(verdict) > VERDICTS.index(before):
             findings.verdicts[label], findings.evidence[label] = verdict, found.evidence[label]
+        if verdict == POISONED:  # what carries a natural group is nobody's business
+            members = labels == label
+            findings.carries[kept[members]] = torch.maximum(findings.carries[kept[members]], found.carries[members])
+            findings.convictions[label] = max(found.convictions[label], findings.convictions.get(label, 0.0))
 
 
 def _caution(run: Run, findings: Findings, message: str) -> None:
