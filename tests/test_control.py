@@ -4,11 +4,14 @@ import pytest
 import torch
 
 import advrbd
-from advrbd.config import Config, EnhancementSettings, TrainingSettings
+from advrbd.config import Config, EnhancementSettings, SeparationSettings, TrainingSettings
 from advrbd.data.pixels import Extended, Pixels
 from advrbd.method.control import plant_control
+from advrbd.method.look import Findings, _check_separation
+from advrbd.method.separation import Split, separate
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
+from advrbd.model.inference import Outputs
 from advrbd.model.run import Run
 from advrbd.reports.report import UNEXAMINED
 
@@ -61,3 +64,27 @@ def test_a_scan_whose_model_learned_nothing_says_that_it_could_not_look(digits_f
     assert len(report.unexamined) == 10
     assert any("could not have seen a backdoor" in caution for caution in report.cautions)
     assert report.run["control_found"] is False
+
+
+def test_classes_that_could_not_be_cut_are_named_with_the_reason(run):
+    labels = torch.tensor([0, 1, 2]).repeat_interleave(30).tolist() + [3] * 15
+    found = Findings.nothing(len(labels))
+    splits = tuple(Split(label, 2, torch.zeros(len(labels), dtype=torch.bool), 3.0, 5.0) for label in (0, 1))
+    _check_separation(run, torch.tensor(labels), splits, Config(), found)
+    few, alike = found.cautions
+    assert few.startswith("1 classes have fewer than 20 images")
+    assert alike.startswith("in 1 classes all images look alike")
+
+
+def test_images_that_all_look_alike_are_not_cut():
+    labels = torch.tensor([0, 1]).repeat_interleave(40)
+    features = torch.randn(80, 8, generator=torch.Generator().manual_seed(0))
+    features[labels == 1] = 1.0
+    splits = separate(
+        Outputs(features, features),
+        labels,
+        torch.ones(80, dtype=torch.bool),
+        SeparationSettings(),
+        torch.Generator().manual_seed(0),
+    )
+    assert {split.label for split in splits} == {0}

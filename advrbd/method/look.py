@@ -91,8 +91,10 @@ def look(
     count, labels = len(examples), run.labels[examples]
     outputs, seeds = Outputs(outputs.logits[:count], outputs.features[:count]), parts.seeds[:count]
     if findings.looks == 1:
-        _check_limits(run, outputs, labels, config, findings)
+        _check_learned(run, outputs, labels, findings)
     splits = separate(outputs, labels, seeds, config.separation, run.generator)
+    if findings.looks == 1:
+        _check_separation(run, labels, splits, config, findings)
     enhanced: list[Enhanced] = []
     for split in candidates(splits, config.separation):
         if not any(entry.label == split.label and is_sharp(entry, config.identification) for entry in enhanced):
@@ -114,8 +116,8 @@ def _examine(
     return mean_of(entry, again)
 
 
-def _check_limits(run: Run, outputs: Outputs, labels: torch.Tensor, config: Config, findings: Findings) -> None:
-    """Say what keeps the scan from seeing a backdoor: nothing found means nothing then."""
+def _check_learned(run: Run, outputs: Outputs, labels: torch.Tensor, findings: Findings) -> None:
+    """A model that didn't learn the task hasn't learned a backdoor either: nothing found means nothing then."""
     accuracy = float((outputs.logits.argmax(dim=1) == labels).float().mean())
     counts = labels.bincount(minlength=run.class_count)
     guessing = float(counts.max() / len(labels))
@@ -124,9 +126,20 @@ def _check_limits(run: Run, outputs: Outputs, labels: torch.Tensor, config: Conf
         advice = "it could not have seen a backdoor; try another --model"
         _caution(run, findings, f"the model gets only {accuracy:.0%} of its own training images right: {advice}")
     findings.blind = not learned
-    if small := int((counts < 2 * config.separation.minimum_group).sum()):
-        least = 2 * config.separation.minimum_group
+
+
+def _check_separation(
+    run: Run, labels: torch.Tensor, splits: tuple[Split, ...], config: Config, findings: Findings
+) -> None:
+    """Say in which classes no group could be told from the rest."""
+    least = 2 * config.separation.minimum_group
+    counts = labels.bincount(minlength=run.class_count)
+    if small := int((counts < least).sum()):
         _caution(run, findings, f"{small} classes have fewer than {least} images: a backdoor there can't be seen")
+    if alike := int((counts >= least).sum()) - len({split.label for split in splits}):
+        _caution(
+            run, findings, f"in {alike} classes all images look alike to the model: a backdoor there can't be seen"
+        )
 
 
 def _admit_blindness(run: Run, findings: Findings) -> None:
