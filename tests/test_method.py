@@ -5,10 +5,16 @@ import copy
 import pytest
 import torch
 
-from advrbd.config import IdentificationSettings, PartitionSettings, SeparationSettings, TrainingSettings
+from advrbd.config import (
+    EnhancementSettings,
+    IdentificationSettings,
+    PartitionSettings,
+    SeparationSettings,
+    TrainingSettings,
+)
 from advrbd.data.pixels import Pixels
-from advrbd.method.enhancement import Enhanced, _halves, unlearning
-from advrbd.method.identification import identify, second_opinion
+from advrbd.method.enhancement import Enhanced, _ambiguity, _halves, unlearning
+from advrbd.method.identification import identify, is_sharp, second_opinion
 from advrbd.method.partition import partition
 from advrbd.method.perturbation import divergence, random_patches
 from advrbd.method.separation import Split, candidates, separate
@@ -187,6 +193,15 @@ def test_confirmed_labels_acquit_a_class_unless_its_group_is_very_sharp():
     assert opinion(0.99, 0.9, True, denied_share=0.1, conviction=0.7).conviction < 0.5  # red cars
     assert opinion(0.99, 0.9, True, denied_share=0.1, conviction=0.99).conviction > 0.5  # a clean-label attack
     assert opinion(0.99, 0.1, True, denied_share=0.95, conviction=0.7).conviction > 0.85  # a dirty-label attack
+
+
+@pytest.mark.parametrize(
+    ("carriers", "undecided", "convicts"), [(9, 2, False), (9, 0, False), (100, 2, True), (100, 60, False)]
+)
+def test_a_few_images_that_fall_sharply_apart_convict_nobody(carriers, undecided, convicts):
+    probability = torch.tensor([0.99] * carriers + [0.4] * undecided + [0.01] * 500)
+    ambiguity = _ambiguity(probability, EnhancementSettings())
+    assert is_sharp(Enhanced(0, probability, ambiguity), IdentificationSettings()) == convicts
 
 
 def test_halves_cut_every_part_evenly(generator):

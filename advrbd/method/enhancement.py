@@ -21,6 +21,8 @@ from advrbd.model.factory import Network
 from advrbd.model.run import Run
 from advrbd.model.training import Targets
 
+UNSEEN = 3
+
 
 @dataclass(frozen=True)
 class Enhanced:
@@ -141,9 +143,11 @@ def _learn_and_unlearn(
 def _ambiguity(probability: torch.Tensor, settings: EnhancementSettings) -> float:
     """Undecided images of a class (probability between the two limits) for each image on its smaller side.
 
-    Infinite where there is one side only: what tells all of the class from the other classes is no trigger in it.
+    Three more are counted than were seen (the rule of three: none seen still allows for three), since a few images,
+    crossed sevens among the sevens, fall sharply apart by chance. Infinite where there is one side only: what tells
+    all of the class from the other classes is no trigger in it.
     """
     undecided = ((probability > settings.cleared) & (probability < 1 - settings.cleared)).sum()
     carriers = int((probability > 0.5).sum())
     smaller = min(carriers, len(probability) - carriers)
-    return float(undecided) / smaller if smaller else float("inf")
+    return (float(undecided) + UNSEEN) / smaller if smaller else float("inf")
