@@ -89,8 +89,8 @@ def scan(
         console.say(f"next: {shlex.join(['advrbd', 'clean', str(data), *chosen, *taken, '--out', 'CLEAN'])}")
 
     if strict and (report.unread or report.unexamined):
-        blind = f"{len(report.unread)} files couldn't be read and {len(report.unexamined)} classes not be examined"
-        console.error(f"{blind} (--strict)")
+        counts = f"{len(report.unread)} files couldn't be read, {len(report.unexamined)} classes couldn't be examined"
+        console.error(f"{counts} (--strict); the warnings and the report's status column say why")
         raise typer.Exit(exits.FAILED)
     found = len(report.suspects) * 100 / max(1, len(report.files)) if is_share else len(report.suspects)
     if found >= threshold and report.suspects and not exit_zero:
