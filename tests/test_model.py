@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from advrbd.errors import DeviceError, ModelError
 from advrbd.model.device import choose_device
@@ -38,8 +39,12 @@ def test_the_stem_of_a_residual_net_keeps_small_images_and_halves_large_ones():
 def test_auto_on_a_cpu_trains_a_small_net_at_the_size_of_the_images_within_reason(side, expected):
     name, arguments, size = choose_model("auto", side, CPU)
     assert size == expected
-    network = build(ModelSpec(name, 10, size, arguments=arguments), CPU, torch.Generator())
-    assert sum(parameter.numel() for parameter in network.parameters()) < 1e6
+    work = []
+    for spec in (ModelSpec(name, 10, size, arguments=arguments), ModelSpec("resnet18", 10, size)):
+        with FlopCounterMode(display=False) as counter:
+            build(spec, CPU, torch.Generator())(torch.zeros(1, 3, size, size))
+        work.append(counter.get_total_flops())
+    assert work[0] < work[1] / 10
 
 
 def test_weights_come_from_the_generator_and_the_global_one_is_left_alone():

@@ -16,7 +16,7 @@ from advrbd.model.device import choose_device
 from advrbd.model.factory import Changes, ModelSpec, Network, build, timm_arguments
 from advrbd.writing import printable, write_whole
 
-KNOWN_ARGUMENTS = {"stem_width", "channels"}  # of timm.create_model, that `--model auto` gives
+KNOWN_ARGUMENTS = {"stem_type", "stem_width", "channels"}  # of timm.create_model, that `--model auto` gives
 LARGEST_SIDE = 4096  # pixels
 
 
