@@ -124,8 +124,8 @@ def clean(
     the folder ``quarantine``, default ``out`` with ``-quarantine`` added). ``link_mode`` is ``copy``, ``hardlink`` or
     ``symlink``; with links, whoever can write to ``path`` can change ``out``. Before anything is written, the result is
     checked (``Cleaned.check``), with ``rescan`` by one more look at it; with ``strict``, what can't be trusted fully
-    isn't written. ``work_dir`` and ``resume`` are those of ``scan``, whose work is taken over. ``finish`` is called once
-    the folder is in place, to write what belongs to it; where it fails, the folder is removed again. Raises an
+    isn't written. ``work_dir`` and ``resume`` are those of ``scan``, whose work is taken over. ``finish`` is called
+    with the folder in place, to write what belongs to it; where it fails, the folder is removed again. Raises an
     ``AdvrbdError``; ``path`` is never written to, and nothing is half-written.
     """
     config = config or Config()

@@ -159,7 +159,5 @@ def _allocate(count: int, size: int) -> np.ndarray:
             reserve(file.fileno(), 0, total)  # now, since a full disk found out later kills the process
             return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:
-        need = f"{total / 2**30:.1f} GiB of pixels"
-        raise DatasetError(
-            f"no temporary file for {need}: {error.strerror}; set TMPDIR to where there is room"
-        ) from error
+        room = f"{total / 2**30:.1f} GiB of pixels: {error.strerror}"
+        raise DatasetError(f"no temporary file for {room}; set TMPDIR to a folder with room") from error
