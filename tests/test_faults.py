@@ -245,10 +245,10 @@ def clean(prepared, digits_folder, tmp_path, monkeypatch) -> Callable[..., int]:
     work.mkdir()
     suspect = next(file for file in prepared[0].files)
     found = Report((FileResult(suspect.path, "0", "ok", suspect.sha256, True, 1.0),), ())
-    (work / "report.json").write_bytes(render(found, "json"))
+    (work / "report.csv").write_bytes(render(found, "csv"))
 
     def run(meanwhile: Callable[[Path], object], *options: str) -> int:
-        arguments = ["clean", str(digits_folder), "--out", "to/out", "--report", "report.json", "-o", "to/r.csv"]
+        arguments = ["clean", str(digits_folder), "--out", "to/out", "--report", "report.csv", "-o", "to/r.csv"]
         monkeypatch.setattr(sys, "argv", ["advrbd", *arguments, *options])
         monkeypatch.setattr(advrbd.pipeline, "check", lambda *_: (meanwhile(work) and None) or Check("good", (), ()))
         with pytest.raises(SystemExit) as ending:
@@ -304,7 +304,7 @@ def unlimited() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("meanwhile", "code", "message"),
     [
-        pytest.param(fill_the_disk, 2, "cannot write to/out.safetensors: File too large", id="full disk"),
+        pytest.param(fill_the_disk, 2, "to/out.safetensors: File too large", id="full disk"),
         pytest.param(make("to/out/mine"), 2, "Directory not empty", id="a folder appears"),
         pytest.param(make("to/out"), 2, "Not a directory", id="a file appears"),
         pytest.param(make("to/out-quarantine/mine"), 2, "Directory not empty", id="a quarantine appears"),
@@ -369,10 +369,10 @@ def read_only() -> Iterator[Path]:
             path.chmod(0o755)
 
 
-def test_a_read_only_target_is_refused_before_any_work(read_only, tmp_path):
+def test_a_read_only_target_is_refused_before_any_work(read_only):
     for check in (check_target_file, check_target_folder):
         with pytest.raises(OutputError, match="is read-only"):
-            check(read_only / "new", tmp_path)
+            check(read_only / "new", Path("/elsewhere"))
     with pytest.raises(OutputError, match="Permission denied"):
         write_whole(read_only / "new", b"")
     with pytest.raises(WorkDirError, match="Permission denied"), WorkDir(read_only / "work", {}, resume=False):
