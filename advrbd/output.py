@@ -11,7 +11,8 @@ import io
 import json
 import os
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -83,39 +84,43 @@ def decide(report: Report, action: str, confidence_floor: float) -> tuple[Decisi
     return tuple(decisions)
 
 
-def write_folder(
+@contextmanager
+def written_folder(
     index: FolderIndex,
     decisions: tuple[Decision, ...],
     out: Path,
     quarantine: Path,
     settings: dict,
     link_mode: str = COPY,
-) -> dict:
-    """Write the folder ``out`` (and ``quarantine``, if any file goes there) and return the manifest.
+) -> Iterator[dict]:
+    """Write the folder ``out`` (and ``quarantine``, if any file goes there); the context's value is the manifest.
 
     ``link_mode``: ``copy``, ``hardlink`` (a file that can't be linked is copied; ``link_cautions`` tells) or
     ``symlink``, to the absolute path in the input. Links save room and give up safety: whoever can still write to the
     input can change the output, and symlinks last only as long as the input does.
 
-    Both folders are filled under temporary names and renamed at the end, the quarantine first. Raises ``OutputError``
-    when a file is no longer what was scanned, or a target can't be written; neither target exists then.
+    Both folders are filled under temporary names and renamed at the end, the quarantine first, and are in place while
+    the context lasts: what belongs to them is written in it. Raises ``OutputError`` when a file is no longer what was
+    scanned, or a target can't be written; neither target exists then, nor where the context is left with an error.
     """
     manifest = _manifest(index, decisions, settings | _linking(index.root, link_mode))
     copied = Counter()
-    with ExitStack() as targets:  # left in reverse order
-        evidence = NewFolder(quarantine)
-        targets.push(evidence.undo)
-        kept = targets.enter_context(NewFolder(out))
-        if any(entry.action == QUARANTINED for entry in decisions):
-            aside = targets.enter_context(evidence)
-        for entry in decisions:
-            if entry.action == QUARANTINED:  # evidence: it has to outlive what the attacker does to the input
-                _place(index.root, entry, aside, COPY)
-            elif entry.written is not None and (refusal := _place(index.root, entry, kept, link_mode)):
-                copied[refusal] += 1
-        manifest["copied_instead"] = dict(sorted(copied.items()))
-        (kept / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return manifest
+    evidence, kept = NewFolder(quarantine), NewFolder(out)
+    with ExitStack() as undone:
+        undone.push(evidence.undo)
+        undone.push(kept.undo)
+        with ExitStack() as filled:  # left in reverse order
+            place = filled.enter_context(kept)
+            if any(entry.action == QUARANTINED for entry in decisions):
+                aside = filled.enter_context(evidence)
+            for entry in decisions:
+                if entry.action == QUARANTINED:  # evidence: it has to outlive what the attacker does to the input
+                    _place(index.root, entry, aside, COPY)
+                elif entry.written is not None and (refusal := _place(index.root, entry, place, link_mode)):
+                    copied[refusal] += 1
+            manifest["copied_instead"] = dict(sorted(copied.items()))
+            (place / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        yield manifest
 
 
 def link_cautions(manifest: dict) -> tuple[str, ...]:

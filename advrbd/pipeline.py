@@ -8,7 +8,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -37,7 +37,7 @@ from advrbd.output import (
     decide,
     emptied_classes,
     link_cautions,
-    write_folder,
+    written_folder,
 )
 from advrbd.reports.accepted import accept
 from advrbd.reports.report import Report
@@ -114,6 +114,7 @@ def clean(
     work_dir: str | os.PathLike | None = None,
     resume: bool = False,
     notify: Notify = ignore,
+    finish: Callable[[Cleaned], None] | None = None,
 ) -> Cleaned:
     """Write ``path`` to the new folder ``out`` without its poison, and train a clean model on the result.
 
@@ -123,7 +124,8 @@ def clean(
     the folder ``quarantine``, default ``out`` with ``-quarantine`` added). ``link_mode`` is ``copy``, ``hardlink`` or
     ``symlink``; with links, whoever can write to ``path`` can change ``out``. Before anything is written, the result is
     checked (``Cleaned.check``), with ``rescan`` by one more look at it; with ``strict``, what can't be trusted fully
-    isn't written. ``work_dir`` and ``resume`` are those of ``scan``, whose work is taken over. Raises an
+    isn't written. ``work_dir`` and ``resume`` are those of ``scan``, whose work is taken over. ``finish`` is called
+    with the folder in place, to write what belongs to it; where it fails, the folder is removed again. Raises an
     ``AdvrbdError``; ``path`` is never written to, and nothing is half-written.
     """
     config = config or Config()
@@ -152,9 +154,13 @@ def clean(
         raise UntrustedError(f"nothing was written, since the result can't be fully trusted: {why}")
     found = accept(as_report(index, findings, _run_block(run, config, time.perf_counter() - started)), accepted or {})
     settings = {"action": action, "config": config.as_dict(), "accepted": sorted(found.accepted)}
-    manifest = write_folder(index, decisions, out, quarantine, settings | {"check": asdict(checked)}, link_mode)
-    cautions = _kept_anyway(found) + _losses(index, decisions) + link_cautions(manifest)
-    return Cleaned(found, decisions, checked, manifest, network, run.spec, index.classes, cautions)
+    settings["check"] = asdict(checked)
+    with written_folder(index, decisions, out, quarantine, settings, link_mode) as manifest:
+        cautions = _kept_anyway(found) + _losses(index, decisions) + link_cautions(manifest)
+        cleaned = Cleaned(found, decisions, checked, manifest, network, run.spec, index.classes, cautions)
+        if finish is not None:
+            finish(cleaned)
+    return cleaned
 
 
 def train_plainly(

@@ -6,7 +6,8 @@ import shutil
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import count
 from pathlib import Path, PurePosixPath
 
@@ -22,18 +23,31 @@ def write_whole(path: Path, data: bytes) -> None:
 
     Raises ``OutputError`` when it can't be written; nothing is left behind then.
     """
-    temporary = None
+    write_together({path: data})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write each of ``files`` as ``write_whole`` does, and all of them or none: all have their room before the first is
+    renamed. They are renamed in their order, so those that may replace an older file go last: a new one can be removed
+    again where a later one fails, an older one can't be brought back.
+    """
+    staged, made = [], []
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        for path, data in files.items():
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.", delete=False) as file:
+                staged.append(Path(file.name))
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            staged[-1].chmod(0o666 & ~_umask())
+        for temporary, path in zip(staged, files, strict=True):
+            if not path.exists():
+                made.append(path)
+            temporary.replace(path)
     except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        for left in staged + made:
+            with suppress(OSError):
+                left.unlink()
         if not isinstance(error, OSError):
             raise
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
@@ -43,8 +57,7 @@ def check_target_file(path: Path, source: Path) -> None:
     """Refuse a file to be written that is a folder, has no folder to lie in, or lies inside the input."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: the folder {path.parent} doesn't exist")
+    _check_parent(path)
     if path.resolve().is_relative_to(source.resolve()):
         raise OutputError(
             f"{path} lies inside the scanned folder {source}, which is never written to; put it elsewhere"
@@ -65,8 +78,14 @@ def check_target_folder(path: Path, source: Path) -> None:
         raise OutputError(f"{path} exists and is no folder; choose another name")
     if path.is_dir() and any(path.iterdir()):
         raise OutputError(f"{path} isn't empty; choose a new folder, or empty this one first")
+    _check_parent(path)
+
+
+def _check_parent(path: Path) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: the folder {path.parent} doesn't exist")
+    if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise OutputError(f"cannot write {path}: the folder {path.parent} is read-only")
 
 
 class NewFolder:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,10 +91,7 @@ def clean(
     known = accepted.gather(data, baseline, ignore_file, no_config)
 
     from advrbd.config import Config, DecodingSettings, RelearningSettings
-    from advrbd.model.saved import save_model as save
-    from advrbd.output import decisions_csv
     from advrbd.pipeline import clean as run_clean
-    from advrbd.writing import write_whole
 
     config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
     config = replace(config, decoding=DecodingSettings(max_pixels))
@@ -114,12 +112,22 @@ def clean(
             work_dir=work_dir,
             resume=resume,
             notify=narrator,
+            finish=partial(_write_beside, output, save_model),
         )
-    write_whole(output, decisions_csv(cleaned.report, cleaned.decisions))
-    save(save_model, cleaned.network, cleaned.spec, cleaned.classes)
     summarise(cleaned, out, output, save_model)
     if cleaned.check.trust == "none":
         raise typer.Exit(exits.SUSPECTS)
+
+
+def _write_beside(output: Path, model: Path, cleaned: "Cleaned") -> None:
+    """The report and the model, both or none."""
+    from advrbd.model.saved import model_bytes
+    from advrbd.output import decisions_csv
+    from advrbd.writing import write_together
+
+    _check_new(model)  # it may have come about during the training
+    weights = model_bytes(model.name, cleaned.network, cleaned.spec, cleaned.classes)
+    write_together({model: weights, output: decisions_csv(cleaned.report, cleaned.decisions)})
 
 
 def summarise(cleaned: "Cleaned", out: Path, output: Path, model: Path) -> None:
@@ -148,5 +156,11 @@ def _check_before_work(data: Path, out: Path, output: Path, model: Path) -> None
             raise OutputError(f"{target} lies inside {out}, which may hold only class folders; put it elsewhere")
     if model.resolve() == output.resolve():
         raise OutputError(f"{output} can't be both the report and the model; name another file with --save-model")
+    _check_new(model)
+
+
+def _check_new(model: Path) -> None:
+    from advrbd.errors import OutputError
+
     if model.exists():
         raise OutputError(f"{model} exists already; name another file with --save-model")

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advrbd import events
+from advrbd.errors import OutputError
 from advrbd.writing import escaped
 
 
@@ -25,16 +27,34 @@ class State:
 state = State()
 
 
-class StderrConsole(Console):
-    """Rich's console, but for its exit code 1 when the reader of stderr goes away."""
+class Stderr:
+    """What ``sys.stderr`` is at the time, until it can't be written to: from then on, what it is told is lost.
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-        sys.exit(2)
+    Nobody's run shall fail, and no exit code change, since nobody reads about it any more.
+    """
+
+    def write(self, text: str) -> None:
+        self._try("write", text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def isatty(self) -> bool:
+        return bool(self._stream and self._stream.isatty())
+
+    @property
+    def _stream(self) -> TextIO | None:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a live bar puts a stand-in there, for prints
+
+    def _try(self, name: str, *arguments: str) -> None:
+        if self._stream is not None:
+            try:
+                getattr(self._stream, name)(*arguments)
+            except OSError:
+                _lead_nowhere(self._stream)
 
 
-stderr = StderrConsole(stderr=True, highlight=False, soft_wrap=True)
+stderr = Console(file=Stderr(), highlight=False, soft_wrap=True)
 
 SECONDS_BETWEEN_LINES = 10
 
@@ -115,11 +135,47 @@ class Narrator:
             say(f"{event.stage}: {event.done}/{event.total} {event.unit}{detail}{remaining}")
 
 
+def check_stdout() -> None:
+    """Refuse a report on stdout where that is closed."""
+    if sys.stdout is None:
+        raise OutputError("cannot write to stdout: it is closed")
+
+
 def to_stdout(data: bytes) -> None:
-    """A report that was asked for on stdout, and nothing else ever."""
+    """A report that was asked for on stdout, and nothing else ever. Raises ``OutputError`` where it can't be written,
+    also where its reader went away."""
+    check_stdout()
     try:
         sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:  # the reader went away; neither Python's 1 nor Typer's may stand for it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(2)
+    except OSError as error:
+        raise _unwritten(error) from error
+    flush_stdout()
+
+
+def flush_stdout() -> None:
+    """Write what waits in stdout now, since Python would make an exit code of its own of what goes wrong later."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            raise _unwritten(error) from error
+
+
+def occupy_closed_streams() -> None:
+    """Give the numbers of closed standard streams to the null device. Else the next files to be opened would get them,
+    and what any library prints would go into those files."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
+
+
+def _unwritten(error: OSError) -> OutputError:
+    _lead_nowhere(sys.stdout)
+    return OutputError(f"cannot write to stdout: {error.strerror}")
+
+
+def _lead_nowhere(stream: TextIO) -> None:
+    """Let what waits in ``stream`` go to the null device, or Python would try to write it again at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

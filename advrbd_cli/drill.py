@@ -1,9 +1,5 @@
 """``advrbd drill``: does the scanner find known attacks in this very folder?"""
 
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -95,7 +91,7 @@ def drill(
 
     config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
     drilled = []
-    with _tidy_end(), console.Narrator(progress) as narrator:
+    with console.Narrator(progress) as narrator:
         for entry in run_drill(
             data,
             _names(attacks),
@@ -152,16 +148,6 @@ def _show(drilled: "list[Drilled]") -> None:
     console.show(table)
 
 
-@contextmanager
-def _tidy_end() -> Iterator[None]:
-    """Take the copy of the data away when the program is told to end, too; Python does that for Ctrl-C alone."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
 def _names(text: str) -> list[str]:
     """The attacks that were asked for, each once, in that order."""
     from advrbd.attacks import PAPER, WIDER
@@ -183,5 +169,7 @@ def _check_before_work(output: str | None, form: Format | None, data: Path) -> N
 
     if output is None and form is not None:
         raise OutputError("--format says how to write a report, but none was asked for; add --output FILE, or -o -")
-    if output not in (None, "-") and data.is_dir():
+    if output == "-":
+        console.check_stdout()
+    elif output is not None and data.is_dir():
         check_target_file(Path(output), data)

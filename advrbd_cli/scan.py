@@ -118,14 +118,14 @@ def scan(
         report = run_scan(data, config, split=split, work_dir=work_dir, resume=resume, notify=narrator)
     report = accept(report if chosen is None else restrict(report, chosen), known)
     rendered = render(report, form.value, all_files)
-    if target is None:
-        console.to_stdout(rendered)
-    else:
+    if target is not None:
         write_whole(target, rendered)
     if html is not None:
         from advrbd.reports.html import render_html
 
         write_whole(html, render_html(report, data / split if split else data, max_pixels))
+    if target is None:
+        console.to_stdout(rendered)
     summarise(report, target, html)
     if report.open_suspects:
         taken = ["--report", str(target)] if _readable(form, target) and chosen is None else []
@@ -186,6 +186,8 @@ def _check_before_work(target: Path | None, page: Path | None, data: Path) -> No
     from advrbd.errors import OutputError
     from advrbd.writing import check_target_file
 
+    if target is None:
+        console.check_stdout()
     if page == Path("-"):
         raise OutputError("--html takes the name of a file; on stdout there is only the report of --output")
     if page is not None and target is not None and page.resolve() == target.resolve():

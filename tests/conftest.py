@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,31 @@ def snapshot() -> Callable[[Path], dict[str, str]]:
         }
 
     return take
+
+
+SHARED_INPUTS = {"digits_folder", "clean_digits", "poisoned"}
+"""Fixtures that are a folder, or a tuple that begins with one, and live longer than a test."""
+
+
+@pytest.fixture(scope="session")
+def first_seen() -> dict[Path, dict[str, str]]:
+    """What the shared input folders held when the first test got them."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _shared_inputs_are_left_alone(
+    request: pytest.FixtureRequest, snapshot: Callable[[Path], dict[str, str]], first_seen: dict
+) -> Iterator[None]:
+    """Whatever a test runs on them, no byte of the shared input folders changes."""
+    made = [request.getfixturevalue(name) for name in sorted(SHARED_INPUTS.intersection(request.fixturenames))]
+    folders = [value if isinstance(value, Path) else value[0] for value in made]
+    for folder in folders:
+        if folder not in first_seen:
+            first_seen[folder] = snapshot(folder)
+    yield
+    for folder in folders:
+        assert snapshot(folder) == first_seen[folder]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -37,7 +37,7 @@ from advrbd.output import (
     decisions_csv,
     emptied_classes,
     link_cautions,
-    write_folder,
+    written_folder,
 )
 from advrbd.reports.report import FileResult, Report
 from advrbd.reports.tables import COLUMNS, read_suspects, render
@@ -73,6 +73,12 @@ def scanned(root: Path, suspects: Suspects) -> tuple[FolderIndex, Report]:
         files.append(result)
     assert set(suspects) <= {file.path for file in files}
     return read, Report(tuple(files), ())
+
+
+def write_folder(*arguments) -> dict:
+    """Write the folder and nothing beside it, and return the manifest."""
+    with written_folder(*arguments) as manifest:
+        return manifest
 
 
 def cleaned(

@@ -20,7 +20,7 @@ from advrbd.config import Config
 from advrbd.data import folder, pixels
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
-from advrbd.output import LINK_MODES, MANIFEST, decide, write_folder
+from advrbd.output import LINK_MODES, MANIFEST, decide, written_folder
 from advrbd.reports.accepted import accept
 from advrbd.reports.report import VERDICTS, ClassVerdict, FileResult, Report
 from advrbd.reports.subset import restrict
@@ -163,7 +163,8 @@ def test_a_manifest_is_valid(digits_folder, tmp_path, link_mode):
         results[position] = FileResult(old.path, old.label, old.status, old.sha256, True, 1.0, *guess)
     decisions = decide(Report(tuple(results), ()), "relabel", 0.5)
     settings = {"action": "relabel", "config": Config().as_dict(), "accepted": [SHA]}
-    write_folder(index, decisions, tmp_path / "out", tmp_path / "aside", settings, link_mode)
+    with written_folder(index, decisions, tmp_path / "out", tmp_path / "aside", settings, link_mode):
+        pass
     document = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert document["counts"] == {"dropped": 1, "kept": 297, "relabelled": 2}
     schema("manifest").validate(document)

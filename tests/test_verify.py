@@ -19,7 +19,7 @@ from advrbd import reading, verification
 from advrbd.data.folder import OK, FolderIndex, index
 from advrbd.errors import ReportError
 from advrbd.events import Progress
-from advrbd.output import COPY, HARDLINK, LINK_MODES, MANIFEST, SYMLINK, decide, write_folder
+from advrbd.output import COPY, HARDLINK, LINK_MODES, MANIFEST, SYMLINK, decide, written_folder
 from advrbd.reports.report import FileResult, Report
 from advrbd.verification import Verification, verify
 
@@ -56,7 +56,8 @@ def write(root: Path, link_mode: str = COPY) -> Path:
         other if one.source == "3/1.png" else one for one, other in zip(relabelled, quarantined, strict=True)
     )
     read, out = FolderIndex(root, found.classes, tuple(hashed), found.ignored), root.parent / "out"
-    write_folder(read, decisions, out, root.parent / "aside", {"action": "relabel"}, link_mode)
+    with written_folder(read, decisions, out, root.parent / "aside", {"action": "relabel"}, link_mode):
+        pass
     return out
 
 

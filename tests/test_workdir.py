@@ -1,11 +1,15 @@
 """An interrupted run goes on where it was and comes to the same report; the work of another run is refused."""
 
 import json
+import multiprocessing
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +38,9 @@ QUICK = Config(
     relearning=RelearningSettings(clean=SHORT, fine_tuning=SHORT),
     looks=2,
 )
+
+
+KILLS = int(os.environ.get("ADVRBD_TEST_KILLS", "100"))  # at random times
 
 
 class Stopped(BaseException):
@@ -110,57 +117,63 @@ def test_an_interrupted_clean_with_a_rescan_goes_on_and_writes_the_same_folder(d
     assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
 
 
-def killed_and_resumed(data: Path, work: Path, kill_when) -> dict:
-    """The report of a scan in another process, which is killed the hard way whenever ``kill_when(process)`` says so."""
-    program = "import sys, test_workdir as t; print(t.json.dumps(t.scanned(t.Path(sys.argv[1]), "
-    program += "work_dir=sys.argv[2], resume=True)))"
+def store_scanned(data: Path, work: Path, target: Path) -> None:
+    """What a process runs that may be killed: a scan with a work directory, and its report in the file ``target``."""
+    write_whole(target, json.dumps(scanned(data, work_dir=work, resume=True)).encode())
+
+
+def killed_and_resumed(data: Path, work: Path, kill_when: Callable[[int], bool]) -> tuple[dict, int]:
+    """The report of a scan that is killed the hard way whenever ``kill_when(its process)`` says so and started again,
+    and how often it was."""
+    processes = multiprocessing.get_context("forkserver")  # its server imports torch once, and never uses it
+    processes.set_forkserver_preload(["test_workdir"])
+    target, kills = work.with_suffix(".json"), 0
     while True:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, str(data), str(work)], stdout=subprocess.PIPE, cwd=Path(__file__).parent
-        )
-        while process.poll() is None and not kill_when(process):
-            time.sleep(0.01)
-        if process.poll() is None:
-            process.kill()
-        output, _ = process.communicate()
-        if process.returncode == 0:
-            return json.loads(output)
-        assert process.returncode == -9
+        process = processes.Process(target=store_scanned, args=(data, work, target))
+        process.start()
+        while process.is_alive() and not kill_when(process.pid):
+            process.join(0.01)
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            return json.loads(target.read_bytes()), kills
+        assert process.exitcode == -signal.SIGKILL
+        assert not target.exists()
+        kills += 1
 
 
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes that start at once are made by fork")
+
+
+@needs_fork
 def test_a_scan_that_is_killed_goes_on(data, tmp_path):
-    work, whole, at = tmp_path / "work", scanned(data), iter((1, 4, 10**9))
-    limits, killed = {}, set()
+    work, limits = tmp_path / "work", iter((1, 4, 10**9))
+    started: dict[int, int] = {}
 
-    def enough(process) -> bool:
-        limit = limits.setdefault(process.pid, next(at) if process.pid not in limits else 0)
-        if reached := len(list(work.glob(f"*{SUFFIX}"))) >= limit:
-            killed.add(process.pid)
-        return reached
+    def enough(process: int) -> bool:
+        if process not in started:
+            started[process] = next(limits)
+        return len(list(work.glob(f"*{SUFFIX}"))) >= started[process]
 
-    assert killed_and_resumed(data, work, enough) == whole
-    assert len(killed) == 2
-    assert len(limits) == 3  # and the last one came to its end
+    assert killed_and_resumed(data, work, enough) == (scanned(data), 2)
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_at_random_times_lose_nothing(data, tmp_path, snapshot):
-    before, whole, generator = snapshot(data), scanned(data), random.Random(0)
-    kills = 0
-    for number in range(1000):
-        if kills >= 100:
-            break
-        delays: dict[int, float] = {}
+@needs_fork
+def test_kills_at_random_times_lose_nothing(data, tmp_path, snapshot):
+    before, generator = snapshot(data), random.Random(0)
+    started = time.monotonic()
+    whole = scanned(data)
+    seconds, kills, number = time.monotonic() - started, 0, 0
+    while kills < KILLS:
+        ends: dict[int, float] = {}
 
-        def late(process, delays=delays) -> bool:
-            nonlocal kills
-            now = time.monotonic()
-            until = delays.setdefault(process.pid, now + generator.uniform(0, 12))
-            kills += now > until
-            return now > until
+        def late(process: int, ends=ends) -> bool:
+            return time.monotonic() > ends.setdefault(process, time.monotonic() + generator.uniform(0, 2 * seconds))
 
-        assert killed_and_resumed(data, tmp_path / str(number), late) == whole
-    assert kills >= 100
+        report, more = killed_and_resumed(data, tmp_path / str(number), late)
+        assert report == whole
+        kills, number = kills + more, number + 1
     assert snapshot(data) == before
 
 
@@ -236,6 +249,30 @@ def test_two_runs_at_a_time_dont_share_a_folder(tmp_path):
     with FileLock(tmp_path / "work" / LOCK), pytest.raises(WorkDirError, match="in use by another run"):
         opened(tmp_path / "work")
     opened(tmp_path / "work")
+
+
+def test_a_lock_goes_with_the_process_that_was_killed(tmp_path):
+    opened(tmp_path / "work")
+    program = "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); "
+    program += "time.sleep(600)"
+    command = [sys.executable, "-c", program, str(tmp_path / "work" / LOCK)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(WorkDirError, match="in use by another run"):
+            opened(tmp_path / "work")
+        process.kill()
+    opened(tmp_path / "work")
+
+
+@pytest.mark.parametrize("clock", [0, 2**33])
+def test_the_clock_means_nothing(tmp_path, clock):
+    calls: list[int] = []
+    for _ in range(2):
+        with WorkDir(tmp_path / "work", {}, resume=True) as steps:
+            counted(steps, 1, calls)
+        for path in (tmp_path / "work").iterdir():
+            os.utime(path, (clock, clock))
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("other", [0, 1])

@@ -4,15 +4,16 @@ import csv
 import io
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from advrbd.attacks.base import CLEAN, Attack, Stamp
+from advrbd.attacks.base import CLEAN, Attack, Change, Stamp
 from advrbd.data.files import read_image
-from advrbd.data.folder import OK, index
+from advrbd.data.folder import OK, FolderIndex, ImageFile, index
 from advrbd.errors import DatasetError
 from advrbd.writing import Names, NewFolder, check_target_file, check_target_folder, in_class, printable, write_whole
 
@@ -59,26 +60,36 @@ def plant(
     generator = np.random.default_rng(seed)
     target = source.classes.index(target_label)
     plan = attack.plan(labels, target, len(source.classes), poison_rate, generator)
-    changes = {change.position: change for change in plan}
-
-    names = Names(file.path for file in files)
-    planted = []
-    with NewFolder(out) as temporary:
-        for position, file in enumerate(files):
-            change, label = changes.get(position), source.class_name(file)
-            path = file.path
-            if change and change.label != file.label:
-                path = names.claim(in_class(path, source.classes[change.label]), label)
-            destination = temporary / path
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            if change and change.stamp:
-                _stamp_file(source.root / file.path, destination, change.stamp, generator)
-            else:
-                shutil.copyfile(source.root / file.path, destination)
-            role = change.role if change else CLEAN
-            planted.append(PlantedFile(path, role, path.split("/")[0], label, file.path))
+    folder = NewFolder(out)
+    with ExitStack() as undone:
+        undone.push(folder.undo)
+        with folder as temporary:
+            planted = _write_files(source, files, plan, temporary, generator)
         write_whole(truth_path, _truth_csv(planted))
     return tuple(sorted(planted, key=lambda entry: entry.path))
+
+
+def _write_files(
+    source: FolderIndex, files: list[ImageFile], plan: list[Change], out: Path, generator: np.random.Generator
+) -> list[PlantedFile]:
+    """Write the copy of each of ``files`` below ``out``, changed as ``plan`` says."""
+    changes = {change.position: change for change in plan}
+    names = Names(file.path for file in files)
+    planted = []
+    for position, file in enumerate(files):
+        change, label = changes.get(position), source.class_name(file)
+        path = file.path
+        if change and change.label != file.label:
+            path = names.claim(in_class(path, source.classes[change.label]), label)
+        destination = out / path
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if change and change.stamp:
+            _stamp_file(source.root / file.path, destination, change.stamp, generator)
+        else:
+            shutil.copyfile(source.root / file.path, destination)
+        role = change.role if change else CLEAN
+        planted.append(PlantedFile(path, role, path.split("/")[0], label, file.path))
+    return planted
 
 
 def _stamp_file(source: Path, destination: Path, stamp: Stamp, generator: np.random.Generator) -> None:

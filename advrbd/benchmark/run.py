@@ -102,7 +102,11 @@ def start(unit: Unit, work: Path, name: str) -> bool:
     """Run one step of the unit in a process of its own; whether it went well."""
     child = multiprocessing.get_context("spawn").Process(target=work_on, args=(unit, work, name), daemon=True)
     child.start()
-    child.join()
+    try:
+        child.join()
+    finally:  # where this process is told to end; one that is over already doesn't mind
+        child.kill()
+        child.join()
     return child.exitcode == 0
 
 

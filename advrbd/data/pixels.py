@@ -153,11 +153,11 @@ def _allocate(count: int, size: int) -> np.ndarray:
     total = count * size * size * 3
     if total <= MEMORY_LIMIT_BYTES:
         return np.zeros(shape, np.uint8)
-    with tempfile.TemporaryFile(prefix="advrbd-") as file:  # unlinked: gone with the process, whatever ends it
-        try:
+    try:
+        with tempfile.TemporaryFile(prefix="advrbd-") as file:  # unlinked: gone with the process, whatever ends it
             reserve = getattr(os, "posix_fallocate", lambda handle, _, length: os.truncate(handle, length))
             reserve(file.fileno(), 0, total)  # now, since a full disk found out later kills the process
-        except OSError as error:
-            where = tempfile.gettempdir()
-            raise DatasetError(f"{where} has no room for {total / 2**30:.1f} GiB of pixels; set TMPDIR") from error
-        return np.memmap(file, np.uint8, "r+", shape=shape)
+            return np.memmap(file, np.uint8, "r+", shape=shape)
+    except OSError as error:
+        room = f"{total / 2**30:.1f} GiB of pixels: {error.strerror}"
+        raise DatasetError(f"no temporary file for {room}; set TMPDIR to a folder with room") from error

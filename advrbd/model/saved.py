@@ -21,13 +21,19 @@ LARGEST_SIDE = 4096  # pixels
 
 
 def save_model(path: Path, network: Network, spec: ModelSpec, classes: tuple[str, ...]) -> None:
-    """Write the weights of the timm model and, as metadata, its name, arguments, input, class names and usage."""
+    """Write what ``model_bytes`` gives to ``path``, whole or not at all."""
+    write_whole(path, model_bytes(path.name, network, spec, classes))
+
+
+def model_bytes(name: str, network: Network, spec: ModelSpec, classes: tuple[str, ...]) -> bytes:
+    """The weights of the timm model and, as metadata, its name, arguments, input, class names, and its usage as the
+    file ``name``."""
     about = spec.as_dict() | {"classes": [printable(name) for name in classes]}
     about["mean"], about["std"] = network.mean.flatten().tolist(), network.std.flatten().tolist()
-    about["usage"] = loading_code(network, spec, classes, path.name)
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in network.backbone.state_dict().items()}
+    about["usage"] = loading_code(network, spec, classes, name)
+    tensors = {key: tensor.contiguous().cpu() for key, tensor in network.backbone.state_dict().items()}
     # all under one key: safetensors writes several in random order, and the same model would have many hashes
-    write_whole(path, save(tensors, metadata={"advrbd": json.dumps(about)}))
+    return save(tensors, metadata={"advrbd": json.dumps(about)})
 
 
 def loading_code(network: Network, spec: ModelSpec, classes: tuple[str, ...], path: str) -> str:
