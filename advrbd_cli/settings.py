@@ -21,7 +21,7 @@ from advrbd_cli import console
 
 PYPROJECT = Path("pyproject.toml")
 PREFIX = "ADVRBD_"
-COMMAND_LINE_ONLY = ("config", "no-config", "help")
+COMMAND_LINE_ONLY = ("config", "no-config", "root", "help")  # what says where the attacker's files are, no file says
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 

@@ -110,6 +110,7 @@ class Tar(Container):
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._file = file
+        file.seek(0)
         headers = tarfile.open(fileobj=_Headers(file), mode="r:", encoding="utf-8")  # noqa: SIM115 - the file isn't its
         members, end = [], -1
         for info in headers:
