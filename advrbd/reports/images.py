@@ -129,7 +129,10 @@ def _mean(files: Sequence[FileResult], read: Read, max_pixels: int) -> tuple[np.
 
 def _read_again(file: FileResult, read: Read, size: int | None, max_pixels: int) -> np.ndarray | None:
     """The pixels of a file uint8 [H, W, 3], at ``size`` unless that is None; None unless its bytes were scanned."""
-    data, _, sha256 = read(file.path)
+    try:
+        data, _, sha256 = read(file.path)
+    except ValueError:  # a report may hold a zero byte in a name, a folder can't
+        return None
     if data is None or sha256 != file.sha256:
         return None
     image, _ = decode(data, size, max_pixels)
