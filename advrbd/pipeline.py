@@ -19,7 +19,7 @@ import torch
 
 from advrbd.config import Config
 from advrbd.data import pixels, sources
-from advrbd.data.folder import FOLDER, OK, FolderIndex
+from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import DatasetError, OutputError, UntrustedError
 from advrbd.events import Caution, Note, Notify, ignore
 from advrbd.method.findings import Findings, as_report, from_report, which_accepted
@@ -308,7 +308,7 @@ def _losses(index: FolderIndex, decisions: tuple[Decision, ...]) -> tuple[str, .
 
 def _input_of(index: FolderIndex) -> dict:
     """What the input was, for the report; nothing for class folders, whose reports and steps stay as they were."""
-    return {} if index.layout == FOLDER else {"input": index.layout}
+    return {} if index.layout == sources.FOLDER else {"input": index.layout}
 
 
 def _run_block(run: Run, config: Config, seconds: float) -> dict:

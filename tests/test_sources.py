@@ -1,4 +1,4 @@
-"""Every way to hand over a dataset gives the same images and labels as the folder, and what has two meanings is refused."""
+"""Whatever way a dataset is handed over, its images and labels are the same, and what has two meanings is refused."""
 
 import gzip
 import io
@@ -34,6 +34,8 @@ from advrbd.reading import inner_path
 from advrbd.reports.html import render_html
 from advrbd.reports.report import FileResult, Report
 from advrbd.reports.tables import render
+from advrbd_cli import console
+from advrbd_cli.app import main
 
 PACKED = ("zip", "tar", "tar.gz", "tgz")
 FORMATS = {"zip": "zip", "tar": "tar", "tar.gz": "gztar", "tgz": "gztar"}
@@ -88,7 +90,7 @@ def test_a_split_of_an_archive(data, suffix, base):
     for split in ("train", "val"):
         shutil.copytree(data, whole / split)
     packed = pack(whole, suffix, base)
-    with pytest.raises(DatasetError, match="only splits.*--split train"):
+    with pytest.raises(DatasetError, match=r"only splits.*--split train"):
         sources.index(packed)
     with pytest.raises(DatasetError, match="no split folder named 'test'"):
         sources.index(packed, "test")
@@ -103,7 +105,7 @@ def test_a_lone_split_folder_in_an_archive_isnt_passed_through(data):
     assert_same_images(sources.index(packed, "train"), data)
 
 
-def test_what_lies_beside_the_only_folder_is_listed(tmp_path, data):
+def test_what_lies_beside_the_only_folder_is_listed(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         for name in ("README.md", "inner.zip", "data/a/1.png", "data/b/2.png", "data/b/more.tar", "__MACOSX/x/._1.png"):
             file.writestr(name, b"x")
@@ -199,7 +201,6 @@ def read_statuses(path: Path) -> dict[str, str]:
 def test_members_that_cant_be_read_cost_their_row_alone(tmp_path, monkeypatch):
     odd = zipped(tmp_path / "x.zip", "a/encrypted.png", "a/method.png", "a/sum.png", "a/size.png")
     raw = bytearray(odd.read_bytes())
-    at = {name: raw.index(b"PK\1\2", raw.index(b"PK\1\2") - 1) for name in ()}
     for name, offset, value in (("encrypted", 8, 1), ("method", 10, 14), ("sum", 16, 7), ("size", 24, 9)):
         at = raw.rindex(f"a/{name}.png".encode()) - 46  # the central directory's entry comes last
         assert raw[at : at + 4] == b"PK\1\2"
@@ -219,6 +220,8 @@ def test_bombs_and_what_is_cut_off_anywhere_is_refused_in_one_line(data, suffix,
     whole = packed.read_bytes()
     for eighth in range(8):
         packed.write_bytes(whole[: len(whole) * eighth // 8])
+        if suffix == "tar" and not whole[len(whole) * eighth // 8 :].strip(b"\0"):
+            continue  # nothing but padding is missing
         with pytest.raises(DatasetError, match=r"cut off, broken|no class folders|only \(") as error:
             sources.index(packed)
         assert "\n" not in str(error.value)
@@ -279,7 +282,7 @@ def test_any_names_in_a_zip_are_listed_once_or_refused(names):
     with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "x.zip"
         try:
-            zipped(path, *(f"a/{name}.png" for name in dict.fromkeys(names)))
+            zipped(path, *(f"c/{name}.png" for name in dict.fromkeys(names)))
         except ValueError:  # zipfile doesn't write all
             return
         try:
@@ -287,7 +290,7 @@ def test_any_names_in_a_zip_are_listed_once_or_refused(names):
         except DatasetError:
             return
         listed = [entry.path for entry in found.files] + list(found.ignored)
-        assert len(set(listed)) == len(listed) >= 2 + len(set(names) - {""}) - 1
+        assert len(set(listed)) == len(listed) == 2 + len(set(names))
         assert all(inner_path(name) == name for name in listed)
 
 
@@ -320,7 +323,7 @@ def test_labels_from_a_file(data, name, split):
         "2/0.png": ("7", OK),
     }
     assert found.classes == ("7", "cat")
-    assert ("2 classes" in sources.told(found)) and ("8 images have no row" in sources.told(found)) == is_metadata
+    assert ("2 classes" in sources.told(found)) and ("7 images have no row" in sources.told(found)) == is_metadata
 
 
 def test_metadata_above_the_splits_names_their_folders(data):
@@ -359,9 +362,10 @@ BAD_ROWS = {
 @pytest.mark.parametrize("rows", BAD_ROWS)
 @pytest.mark.parametrize("name", ["l.csv", "l.jsonl"])
 def test_a_row_that_cant_be_believed_refuses_the_table(data, name, rows):
-    with pytest.raises(
-        DatasetError, match=BAD_ROWS[rows].replace("line 3", "line [23]").replace("line 2", "line [12]")
-    ):
+    message = BAD_ROWS[rows]
+    if name.endswith("l"):  # it has no header
+        message = message.replace("line 2", "line 1").replace("line 3", "line 2")
+    with pytest.raises(DatasetError, match=message):
         sources.index(table(data, name, ("path", "label"), *rows))
 
 
@@ -483,34 +487,64 @@ def test_the_page_shows_pictures_from_an_archive(data):
     assert 'data-home="cat/x/1.png"' in odd
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "advrbd_cli", *arguments, "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+REFUSED = {
+    "scan ../packed.zip -o ../packed.zip -f csv": "would overwrite ../packed.zip, which this run reads",
+    "scan ../data/l.csv -o ../data/report.csv": "lies inside the scanned folder",
+    "scan l.csv --root ../data -o ../data/report.csv": "lies inside the scanned folder",
+    "scan ../data/l.csv --split train": "--split is for folders and archives",
+    "scan ../data --root ..": "--root is for a CSV",
+    "scan ../data/l.csv --ignore-file ../data/ignored": "lies in the scanned folder",
+    "clean ../data/l.csv --out ../data/out --save-model model": "overlaps the input",
+    "clean ../packed.zip --out out --link-mode hardlink": "use --link-mode copy",
+}
+
+
+@pytest.fixture
+def work(data, monkeypatch) -> Path:
+    """A working directory beside ``data`` and its archive, with a table in both."""
+    pack(data, "zip")
+    pack(data, "tgz")
+    work = data.parent / "work"
+    work.mkdir()
+    for place in (data, work):
+        table(place, "l.csv", ("path", "label"), ("0/0.png", "a"), ("1/0.png", "b"))
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(console, "state", console.State())
+    return work
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_what_cant_be_is_refused_in_one_line(work, arguments, monkeypatch, capsys, snapshot):
+    before = snapshot(work.parent)
+    monkeypatch.setattr(sys, "argv", ["advrbd", *arguments.split(), "--device", "cpu"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert told[-1].startswith("error: ")
+    assert REFUSED[arguments] in told[-1]
+    assert snapshot(work.parent) == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("name", "read_as"),
     [
-        ("scan ../packed.zip", "fewer than 100 images"),
-        ("scan ../packed.zip -o ../packed.zip -f csv", "would overwrite ../packed.zip, which this run reads"),
-        ("scan ../data/l.csv", "fewer than 100 images"),
-        ("scan ../data/l.csv -o ../data/report.csv", "lies inside the scanned folder"),
-        ("scan l.csv --root ../data -o ../data/report.csv", "lies inside the scanned folder"),
-        ("scan ../data/l.csv --split train", "--split is for folders and archives"),
-        ("scan ../data --root ..", "--root is for a CSV"),
-        ("clean ../data/l.csv --out ../data/out", "overlaps the input"),
+        ("packed.zip", "zip of an ImageFolder, 3 classes"),
+        ("packed.tgz", "tar of an ImageFolder, 3 classes"),
+        ("data/l.csv", "paths and labels of images in ../data, 2 classes"),
     ],
 )
-def test_the_program_says_in_one_line_what_is_wrong(data, arguments, message):
-    pack(data, "zip")
-    (data.parent / "work").mkdir()
-    for place in (data, data.parent / "work"):
-        table(place, "l.csv", ("path", "label"), ("0/0.png", "a"), ("1/0.png", "b"))
-    done = run(*arguments.split(), cwd=data.parent / "work")
-    assert done.returncode == 2, done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and message in errors[0], done.stderr
-    assert "Traceback" not in done.stderr
-    if "fewer" in message:
-        assert done.stderr.startswith("read as: ")
+def test_the_program_says_how_it_read_its_input(work, name, read_as):
+    done = subprocess.run(
+        [sys.executable, "-m", "advrbd_cli", "scan", f"../{name}", "--device", "cpu"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(advrbd.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    first, *_, last = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert first == f"read as: {read_as}"
+    assert last.startswith("error: ")
+    assert "fewer than 100 images" in last
+    assert not any(work.glob("advrbd*"))

@@ -120,6 +120,9 @@ class Tar(Container):
             if name := _path(path, info.name):
                 members.append(Member(name, _tar_status(info), info.size, info))
         file.seek(headers.offset)
+        if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it doesn't end as a tar does")
+        file.seek(headers.offset)
         while chunk := file.read(2**20):
             if chunk.strip(b"\0"):
                 raise tarfile.ReadError("a broken header, or something after the end")

@@ -19,8 +19,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 MAX_FILE_BYTES = 512 * 2**20  # what is larger is never read
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev"})
 
-FOLDER = "folder"  # the layout that is read here
-
 OK = "ok"
 UNREADABLE = "unreadable"  # not an image that Pillow decodes completely
 TOO_LARGE = "too-large"  # more pixels or bytes than the limits allow: never decoded
@@ -69,7 +67,7 @@ class FolderIndex:
     classes: tuple[str, ...]
     files: tuple[ImageFile, ...]
     ignored: tuple[str, ...] = ()
-    layout: str = FOLDER
+    layout: str = "folder"
     store: Store | None = None
 
     @property

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from advrbd.data import folder, labels
 from advrbd.data.archives import TAR_SUFFIXES, ZIP_SUFFIXES
-from advrbd.data.folder import EXTENSIONS, FOLDER, SPLIT_NAMES, FolderIndex, Store
+from advrbd.data.folder import EXTENSIONS, SPLIT_NAMES, FolderIndex, Store
 from advrbd.data.packed import PackedFolder
 from advrbd.errors import DatasetError
 
+FOLDER = FolderIndex.layout
 METADATA = "metadata"
 TABLE = "table"
 ZIP = "zip"
