@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import advrbd
@@ -277,20 +277,21 @@ def test_a_path_that_is_taken_leads_into_the_folder(text):
         assert inner_path(path) == path == os.path.normpath(path)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.lists(parts, min_size=1, max_size=3).map("/".join), max_size=5))
 def test_any_names_in_a_zip_are_listed_once_or_refused(names):
     with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "x.zip"
         try:
-            zipped(path, *(f"c/{name}.png" for name in dict.fromkeys(names)))
-        except ValueError:  # zipfile doesn't write all
+            zipped(path, *(f"c/{name}.png".replace("\0", "") for name in dict.fromkeys(names)))
+        except (ValueError, UserWarning):  # zipfile doesn't write all, and warns of two of one name
             return
         try:
             found = sources.index(path)
         except DatasetError:
             return
         listed = [entry.path for entry in found.files] + list(found.ignored)
-        assert len(set(listed)) == len(listed) == 2 + len(set(names))
+        assert len(set(listed)) == len(listed) == 2 + len(set(names))  # none is left out
         assert all(inner_path(name) == name for name in listed)
 
 
