@@ -121,7 +121,7 @@ def _entry(member: object) -> tuple[str | None, Entry]:
     action = _member(member, "action", str)
     if action not in ACTIONS:
         raise ValueError(f"action is none of {', '.join(ACTIONS)}")
-    source, sha256 = _inner_path(_member(member, "source", str)), _member(member, "sha256", str)
+    source, sha256 = _inner_path(_member(member, "source", str), 1), _member(member, "sha256", str)
     if action not in (KEPT, RELABELLED):  # what went to the quarantine lies in another folder
         return None, Entry(sha256, source)
     written = _inner_path(_member(member, "written", str))
@@ -141,11 +141,14 @@ def _member(mapping: object, key: str, kind: type):
     return mapping[key]
 
 
-def _inner_path(text: str) -> str:
-    """A path as it was escaped, ``class/.../name``: it may lead nowhere but down, and has to be possible."""
+def _inner_path(text: str, least: int = 2) -> str:
+    """A path as it was escaped, ``class/.../name``: it may lead nowhere but down, and has to be possible.
+
+    It has at least so many parts: a table may name files that lie in no folder.
+    """
     path = _possible(text)
     parts = path.split("/")
-    if len(parts) < 2 or not {"", ".", ".."}.isdisjoint(parts):
+    if len(parts) < least or not {"", ".", ".."}.isdisjoint(parts):
         raise ValueError(f"{_short(path)} is no path of a file in a class folder")
     return path
 

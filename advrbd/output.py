@@ -11,14 +11,14 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from advrbd.data.folder import OK, VANISHED, FolderIndex
+from advrbd.data.folder import OK, VANISHED, FolderIndex, Read
 from advrbd.errors import OutputError
-from advrbd.reports.report import Report
+from advrbd.reports.report import FileResult, Report
 from advrbd.reports.tables import COLUMNS, csv_cell, row
 from advrbd.writing import Names, NewFolder, in_class, printable
 
@@ -61,27 +61,39 @@ def decide(report: Report, action: str, confidence_floor: float) -> tuple[Decisi
     ``relabel`` moves a suspect to its suggested class when the confidence reaches ``confidence_floor`` and the class
     is another one, and drops it otherwise: a guess isn't worth the poison. ``drop`` and ``quarantine`` guess nothing.
     """
-    names = Names(file.path for file in report.files if file.status == OK and not file.suspect)
+    homes = _homes(report.files)
+    names = Names(homes[file.path] for file in report.files if file.status == OK and not file.suspect)
     decisions = []
     for file in report.files:
         label, written = file.label, None
         if file.status != OK:
             done, new_label = EXCLUDED, None
         elif not file.suspect:
-            done, new_label, written = KEPT, label, file.path
+            done, new_label, written = KEPT, label, homes[file.path]
         elif action == "quarantine":
-            done, new_label, written = QUARANTINED, None, file.path
+            done, new_label, written = QUARANTINED, None, homes[file.path]
         elif (
             action == "relabel"
             and file.suggested_label not in (None, label)
             and (file.suggested_confidence or 0) >= confidence_floor
         ):
             done, new_label = RELABELLED, file.suggested_label
-            written = names.claim(in_class(file.path, new_label), label)
+            written = names.claim(in_class(homes[file.path], new_label), label)
         else:
             done, new_label = DROPPED, None
         decisions.append(Decision(file.path, done, label, new_label, written, file.sha256))
     return tuple(decisions)
+
+
+def _homes(files: Iterable[FileResult]) -> dict[str, str]:
+    """Where each readable file lies in an image folder: where it is, or below its class where a table labels it."""
+    readable = [file for file in files if file.status == OK]
+    homes = {file.path: file.path for file in readable if file.path.startswith(f"{file.label}/")}
+    names = Names(homes)
+    for file in readable:
+        if file.path not in homes:
+            homes[file.path] = names.claim(f"{file.label}/{file.path}", file.label)
+    return homes
 
 
 @contextmanager
@@ -103,6 +115,8 @@ def written_folder(
     the context lasts: what belongs to them is written in it. Raises ``OutputError`` when a file is no longer what was
     scanned, or a target can't be written; neither target exists then, nor where the context is left with an error.
     """
+    from advrbd.data.files import opened  # brings numpy and Pillow along, and ``verify`` imports this module, too
+
     manifest = _manifest(index, decisions, settings | _linking(index.root, link_mode))
     copied = Counter()
     evidence, kept = NewFolder(quarantine), NewFolder(out)
@@ -113,10 +127,11 @@ def written_folder(
             place = filled.enter_context(kept)
             if any(entry.action == QUARANTINED for entry in decisions):
                 aside = filled.enter_context(evidence)
+            read = filled.enter_context(opened(index.place))
             for entry in decisions:
                 if entry.action == QUARANTINED:  # evidence: it has to outlive what the attacker does to the input
-                    _place(index.root, entry, aside, COPY)
-                elif entry.written is not None and (refusal := _place(index.root, entry, place, link_mode)):
+                    _place(index, read, entry, aside, COPY)
+                elif entry.written is not None and (refusal := _place(index, read, entry, place, link_mode)):
                     copied[refusal] += 1
             manifest["copied_instead"] = dict(sorted(copied.items()))
             (place / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -176,24 +191,23 @@ def _linking(root: Path, link_mode: str) -> dict:
     return {"link_mode": link_mode} | ({"source": printable(os.path.realpath(root))} if link_mode == SYMLINK else {})
 
 
-def _place(root: Path, entry: Decision, target: Path, link_mode: str) -> str:
+def _place(index: FolderIndex, read: Read, entry: Decision, target: Path, link_mode: str) -> str:
     """Write one file into ``target``, and return why it had to be copied instead of linked, if it had to."""
-    from advrbd.data.files import read_file  # brings numpy and Pillow along, and ``verify`` imports this module, too
-
-    source, destination = root / entry.source, target / entry.written
+    source, destination = index.root / entry.source, target / entry.written
     real = Path(os.path.realpath(source))  # a link to a link would have two places to be changed in
-    data, status, sha256 = read_file(real, os.path.realpath(root))
+    data, status, sha256 = read(entry.source if index.store else str(real))
     if status == VANISHED:
         raise OutputError(f"{printable(str(source))} can't be read any more; run again")
     if status != OK or sha256 != entry.sha256:
         raise OutputError(f"{printable(str(source))} changed while it was being cleaned; run again")
-    times = real.lstat()
+    times = None if index.store else real.lstat()
     destination.parent.mkdir(parents=True, exist_ok=True)
     refusal = "" if link_mode == COPY else _link(real, destination, link_mode)
     if link_mode == COPY or refusal:
         with destination.open("xb") as file:  # x: where a file system takes two names for one, nothing is overwritten
             file.write(data)
-        os.utime(destination, ns=(times.st_atime_ns, times.st_mtime_ns))
+        if times is not None:
+            os.utime(destination, ns=(times.st_atime_ns, times.st_mtime_ns))
     return refusal
 
 

@@ -18,9 +18,9 @@ import timm
 import torch
 
 from advrbd.config import Config
-from advrbd.data import folder, pixels
+from advrbd.data import pixels, sources
 from advrbd.data.folder import OK, FolderIndex
-from advrbd.errors import DatasetError, UntrustedError
+from advrbd.errors import DatasetError, OutputError, UntrustedError
 from advrbd.events import Caution, Note, Notify, ignore
 from advrbd.method.findings import Findings, as_report, from_report, which_accepted
 from advrbd.method.gate import GOOD, Check, Result, check
@@ -30,6 +30,7 @@ from advrbd.model.device import Device, choose_device
 from advrbd.model.factory import ModelSpec, Network, build, choose_model, explain_choice
 from advrbd.model.run import Run
 from advrbd.output import (
+    COPY,
     MANIFEST,
     RELABELLED,
     Decision,
@@ -76,12 +77,15 @@ def scan(
     config: Config | None = None,
     *,
     split: str | None = None,
+    root: str | os.PathLike | None = None,
     work_dir: str | os.PathLike | None = None,
     resume: bool = False,
     notify: Notify = ignore,
 ) -> Report:
     """Scan the image folder ``path`` (or its sub-folder ``split``) for backdoor-poisoned files.
 
+    ``path`` may be an archive of one, too, or a table of paths, which start from the folder ``root``, and labels
+    (``data.sources``).
     The same folder, config and device give the same report, but for its ``run`` block. What was computed is kept in the
     folder ``work_dir``, if one is given; with ``resume``, what an interrupted run left there isn't computed again.
     Raises an ``AdvrbdError`` when the folder, the model or the device can't be used. Prints nothing, and writes nothing
@@ -89,13 +93,14 @@ def scan(
     """
     config = config or Config()
     if work_dir is not None:
-        check_apart(Path(work_dir), Path(path))
-    index, run = prepare(path, config, split, notify)
+        check_apart(Path(work_dir), sources.territory(Path(path), root))
+    index, run = prepare(path, config, split, notify, root)
     started = time.perf_counter()
     with repeatable(run.device), _steps(work_dir, resume, index, run, config) as run:
         findings = find(run, usable(index), config)
     looked = {name: getattr(findings, name) for name in ("looks", "exhausted", "control_found")}
-    return as_report(index, findings, _run_block(run, config, time.perf_counter() - started) | looked)
+    block = _run_block(run, config, time.perf_counter() - started) | _input_of(index)
+    return as_report(index, findings, block | looked)
 
 
 def clean(
@@ -111,6 +116,7 @@ def clean(
     rescan: bool = False,
     strict: bool = False,
     split: str | None = None,
+    root: str | os.PathLike | None = None,
     work_dir: str | os.PathLike | None = None,
     resume: bool = False,
     notify: Notify = ignore,
@@ -125,21 +131,25 @@ def clean(
     ``symlink``; with links, whoever can write to ``path`` can change ``out``. Before anything is written, the result is
     checked (``Cleaned.check``), with ``rescan`` by one more look at it; with ``strict``, what can't be trusted fully
     isn't written. ``work_dir`` and ``resume`` are those of ``scan``, whose work is taken over. ``finish`` is called
-    with the folder in place, to write what belongs to it; where it fails, the folder is removed again. Raises an
-    ``AdvrbdError``; ``path`` is never written to, and nothing is half-written.
+    with the folder in place, to write what belongs to it; where it fails, the folder is removed again. ``split`` and
+    ``root`` are those of ``scan``; whatever ``path`` is, ``out`` has class folders. Raises an ``AdvrbdError``; ``path``
+    is never written to, and nothing is half-written.
     """
     config = config or Config()
     if action not in ACTIONS:
         raise ValueError(f"action must be one of {', '.join(ACTIONS)}, not {action!r}")
     check_link_mode(link_mode)
-    out, quarantine = _targets(Path(path), Path(out), quarantine, action)
+    if link_mode != COPY and not isinstance(sources.place(Path(path), split, root), Path):
+        raise OutputError(f"{path} is an archive, so there are no files to link to; use --link-mode copy")
+    territory = sources.territory(Path(path), root)
+    out, quarantine = _targets(territory, Path(out), quarantine, action)
     if work_dir is not None:
-        for other in (Path(path), out, quarantine):
+        for other in (territory, out, quarantine):
             check_apart(Path(work_dir), other)
     known = None if report is None else read_report(report)
     if known is not None and known.files_sha256 is None:
         notify(Caution(SUSPECTS_ONLY))
-    index, run = prepare(path, config, split, notify)
+    index, run = prepare(path, config, split, notify, root)
     if MANIFEST in index.classes:
         raise DatasetError(f"a class folder named {MANIFEST} can't be cleaned: the manifest has that name; rename it")
     examples, started = usable(index), time.perf_counter()
@@ -152,7 +162,8 @@ def clean(
     if strict and checked.trust != GOOD:
         why = "; ".join(checked.reasons)
         raise UntrustedError(f"nothing was written, since the result can't be fully trusted: {why}")
-    found = accept(as_report(index, findings, _run_block(run, config, time.perf_counter() - started)), accepted or {})
+    block = _run_block(run, config, time.perf_counter() - started) | _input_of(index)
+    found = accept(as_report(index, findings, block), accepted or {})
     settings = {"action": action, "config": config.as_dict(), "accepted": sorted(found.accepted)}
     settings["check"] = asdict(checked)
     with written_folder(index, decisions, out, quarantine, settings, link_mode) as manifest:
@@ -174,13 +185,19 @@ def train_plainly(
 
 
 def prepare(
-    path: str | os.PathLike, config: Config, split: str | None = None, notify: Notify = ignore
+    path: str | os.PathLike,
+    config: Config,
+    split: str | None = None,
+    notify: Notify = ignore,
+    root: str | os.PathLike | None = None,
 ) -> tuple[FolderIndex, Run]:
     """Index and decode the folder, and choose the device and the model, with a note on each choice.
 
     Raises an ``AdvrbdError`` when the folder, the model or the device can't be used.
     """
-    index = folder.index(path, split)
+    index = sources.index(path, split, root)
+    if read_as := sources.told(index):
+        notify(Note(read_as))
     device = choose_device(config.device)
     notify(Note(f"device: {device.reason}"))
     if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
@@ -293,6 +310,11 @@ def _losses(index: FolderIndex, decisions: tuple[Decision, ...]) -> tuple[str, .
         f"class {name!r} has no file left and is missing from the output; the class indices after it shift"
         for name in emptied_classes(index, decisions)
     )
+
+
+def _input_of(index: FolderIndex) -> dict:
+    """What the input was, for the report; nothing for class folders, whose reports and steps stay as they were."""
+    return {} if index.layout == sources.FOLDER else {"input": index.layout}
 
 
 def _run_block(run: Run, config: Config, seconds: float) -> dict:

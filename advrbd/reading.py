@@ -1,9 +1,12 @@
-"""Reading what others made: regular files alone, and JSON that says one thing only."""
+"""Reading what others made: regular files alone, paths that lead down, and JSON that says one thing only."""
 
 import io
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO
+
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4096  # what file systems take
 
 
 class NotAFileError(OSError):
@@ -36,6 +39,25 @@ def read_regular(path: str | os.PathLike, size: int = -1) -> bytes:
 def _open_safely(path: str, flags: int) -> int:
     """What was a file a moment ago may be a link or a FIFO by now; Windows has no such flags."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def inner_path(text: str) -> str:
+    """A relative POSIX path that leads nowhere but down, without the ``./`` that it may start with.
+
+    Raises ``ValueError`` for an absolute one, one with ``..`` or empty parts, and for what no file system can hold.
+    """
+    while text.startswith("./"):
+        text = text[2:]
+    parts = tuple(text.split("/"))
+    try:
+        lengths = [len(os.fsencode(part)) for part in parts]
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half a character") from error
+    if "\0" in text or ".." in parts or Path(text).parts != parts:  # on Windows, that splits more than POSIX does
+        raise ValueError("leads elsewhere than down")
+    if max(lengths) > MAX_NAME_BYTES or sum(lengths) + len(parts) > MAX_PATH_BYTES:
+        raise ValueError("is longer than a file system takes")
+    return text
 
 
 def keys_once(pairs: list[tuple[str, object]]) -> dict:

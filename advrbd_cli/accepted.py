@@ -33,7 +33,9 @@ def gather(data: Path, baseline: Path | None, ignore_file: Path | None, no_confi
     return accepted
 
 
-def chosen_files(data: Path, split: str | None, files_from: str | None, null: bool) -> frozenset[str] | None:
+def chosen_files(
+    data: Path, split: str | None, root: Path | None, files_from: str | None, null: bool
+) -> frozenset[str] | None:
     """The files that ``--files-from`` names, as paths relative to the folder; None if all are to be reported."""
     from advrbd.errors import SettingsError
 
@@ -41,7 +43,7 @@ def chosen_files(data: Path, split: str | None, files_from: str | None, null: bo
         if null:
             raise SettingsError("--null says how the names in --files-from are divided, but there is no --files-from")
         return None
-    from advrbd.data.folder import index
+    from advrbd.data.sources import index
     from advrbd.reading import NotAFileError, read_regular
     from advrbd.reports.subset import choose, split_names
 
@@ -51,5 +53,5 @@ def chosen_files(data: Path, split: str | None, files_from: str | None, null: bo
         raise SettingsError(f"cannot read --files-from {files_from}: {error.strerror}; - is stdin") from error
     except OSError as error:
         raise SettingsError(f"cannot read --files-from {files_from}: {error.strerror}") from error
-    listed = index(data, split)
+    listed = index(data, split, root)
     return choose(split_names(names, null), (file.path for file in listed.files), listed.root)

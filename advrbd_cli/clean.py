@@ -62,6 +62,7 @@ def clean(
         ),
     ] = options.LinkMode.copy,
     split: options.Split = None,
+    root: options.Root = None,
     model: options.Model = "auto",
     device: options.DeviceName = "auto",
     image_size: options.ImageSize = None,
@@ -84,11 +85,14 @@ def clean(
     console.state.quiet, console.state.verbose = quiet, verbose
     options.check_resume(work_dir, resume)
     save_model = save_model or Path(f"{out.resolve()}.safetensors")
-    _check_before_work(data, out, output, save_model)
-    named = {"--report": report, "--baseline": baseline, "--ignore-file": ignore_file}
+
+    from advrbd.data.sources import territory
+
+    _check_before_work(territory(data, root), out, output, save_model)
+    named = {"DATA": data, "--report": report, "--baseline": baseline, "--ignore-file": ignore_file}
     read = named | options.files_of_settings(config_file, no_config)
     options.check_inputs_kept({"--output": output, "--save-model": save_model}, read)
-    known = accepted.gather(data, baseline, ignore_file, no_config)
+    known = accepted.gather(territory(data, root), baseline, ignore_file, no_config)
 
     from advrbd.config import Config, DecodingSettings, RelearningSettings
     from advrbd.pipeline import clean as run_clean
@@ -109,6 +113,7 @@ def clean(
             strict=strict,
             link_mode=link_mode.value,
             split=split,
+            root=root,
             work_dir=work_dir,
             resume=resume,
             notify=narrator,
@@ -144,14 +149,14 @@ def summarise(cleaned: "Cleaned", out: Path, output: Path, model: Path) -> None:
         console.say(f"next: train on {out}")
 
 
-def _check_before_work(data: Path, out: Path, output: Path, model: Path) -> None:
+def _check_before_work(territory: Path, out: Path, output: Path, model: Path) -> None:
     """Refuse what can't be written before an hour of training, not after."""
     from advrbd.errors import OutputError
     from advrbd.writing import check_target_file
 
     for target in (output, model):
-        if data.is_dir():
-            check_target_file(target, data)
+        if territory.is_dir():
+            check_target_file(target, territory)
         if target.resolve().is_relative_to(out.resolve()):
             raise OutputError(f"{target} lies inside {out}, which may hold only class folders; put it elsewhere")
     if model.resolve() == output.resolve():

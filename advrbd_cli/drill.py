@@ -28,7 +28,7 @@ class Format(StrEnum):
 
 
 def drill(
-    data: options.Data,
+    data: options.Folder,
     attacks: Annotated[
         str, typer.Option(help="Names with commas between them; all is 13 of them.", metavar="NAMES")
     ] = ("badnets,blend"),

@@ -30,7 +30,15 @@ class LinkMode(StrEnum):
     symlink = "symlink"
 
 
-Data = Annotated[Path, typer.Argument(help="Image folder: one sub-folder of images per class.", show_default=False)]
+Folder = Annotated[Path, typer.Argument(help="Image folder: one sub-folder of images per class.", show_default=False)]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="Image folder (one sub-folder of images per class), a zip or tar of one, or a CSV or JSON-lines file of "
+        "paths and labels.",
+        show_default=False,
+    ),
+]
 Model = Annotated[
     str, typer.Option(help="Any timm classification model, or auto.", rich_help_panel="Model", metavar="NAME")
 ]
@@ -52,6 +60,14 @@ Pretrained = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, rich_help_panel="Model")]
 Split = Annotated[
     str | None, typer.Option(help="Scan this sub-folder (train, val, ...) of DATA.", metavar="NAME", show_default=False)
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that the paths in a CSV or JSON-lines DATA start from (default: the one that it lies in).",
+        metavar="DIR",
+        show_default=False,
+    ),
 ]
 WorkDir = Annotated[
     Path | None,

@@ -16,7 +16,7 @@ EXAMPLES = (
 
 
 def poison(
-    data: options.Data,
+    data: options.Folder,
     attack: Annotated[str, typer.Option(help="One of those named below.", show_default=False)],
     target_label: Annotated[str, typer.Option(help="Class that the backdoor leads to.", show_default=False)],
     out: Annotated[Path, typer.Option(help="New folder for the poisoned copy.", show_default=False)],

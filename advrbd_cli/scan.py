@@ -74,6 +74,7 @@ def scan(
         bool, typer.Option("--null", "-0", help="Its names end in zero bytes, not lines.", rich_help_panel="Verdict")
     ] = False,
     split: options.Split = None,
+    root: options.Root = None,
     model: options.Model = "auto",
     device: options.DeviceName = "auto",
     image_size: options.ImageSize = None,
@@ -94,15 +95,18 @@ def scan(
     """
     console.state.quiet, console.state.verbose = quiet, verbose
     options.check_resume(work_dir, resume)
+
+    from advrbd.data.sources import place, territory
+
     threshold, is_share = options.parse_fail_on(fail_on)
     target = None if output == "-" else Path(output or f"advrbd-report.{'txt' if form == 'table' else form or 'csv'}")
     form = form or _form_of(target)
-    _check_before_work(target, html, data)
-    named = {"--baseline": baseline, "--ignore-file": ignore_file, "--files-from": files_from}
+    _check_before_work(target, html, territory(data, root))
+    named = {"DATA": data, "--baseline": baseline, "--ignore-file": ignore_file, "--files-from": files_from}
     read = named | options.files_of_settings(config_file, no_config)
     options.check_inputs_kept({"--output": target, "--html": html}, read)
-    known = accepted.gather(data, baseline, ignore_file, no_config)
-    chosen = accepted.chosen_files(data, split, files_from, null)
+    known = accepted.gather(territory(data, root), baseline, ignore_file, no_config)
+    chosen = accepted.chosen_files(data, split, root, files_from, null)
 
     from advrbd.config import Config, DecodingSettings
     from advrbd.pipeline import scan as run_scan
@@ -115,7 +119,7 @@ def scan(
     config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
     config = replace(config, decoding=DecodingSettings(max_pixels))
     with console.Narrator(progress) as narrator:
-        report = run_scan(data, config, split=split, work_dir=work_dir, resume=resume, notify=narrator)
+        report = run_scan(data, config, split=split, root=root, work_dir=work_dir, resume=resume, notify=narrator)
     report = accept(report if chosen is None else restrict(report, chosen), known)
     rendered = render(report, form.value, all_files)
     if target is not None:
@@ -123,13 +127,14 @@ def scan(
     if html is not None:
         from advrbd.reports.html import render_html
 
-        write_whole(html, render_html(report, data / split if split else data, max_pixels))
+        shown = data / split if split and data.is_dir() else data
+        write_whole(html, render_html(report, shown, max_pixels, place(data, split, root)))
     if target is None:
         console.to_stdout(rendered)
     summarise(report, target, html)
     if report.open_suspects:
         taken = ["--report", str(target)] if _readable(form, target) and chosen is None else []
-        options_given = {"--split": split, "--baseline": baseline, "--ignore-file": ignore_file}
+        options_given = {"--split": split, "--root": root, "--baseline": baseline, "--ignore-file": ignore_file}
         taken += [text for name, value in options_given.items() if value for text in (name, str(value))]
         console.say(f"next: {shlex.join(['advrbd', 'clean', str(data), *taken, '--out', 'CLEAN'])}")
 
@@ -181,7 +186,7 @@ def _readable(form: options.Format, target: Path | None) -> bool:
     return target is not None and form != options.Format.table
 
 
-def _check_before_work(target: Path | None, page: Path | None, data: Path) -> None:
+def _check_before_work(target: Path | None, page: Path | None, territory: Path) -> None:
     """Refuse what can't be written before an hour of training, not after."""
     from advrbd.errors import OutputError
     from advrbd.writing import check_target_file
@@ -193,5 +198,5 @@ def _check_before_work(target: Path | None, page: Path | None, data: Path) -> No
     if page is not None and target is not None and page.resolve() == target.resolve():
         raise OutputError(f"--html and --output both name {page}; give one of them another name")
     for path in (target, page):
-        if path is not None and data.is_dir():
-            check_target_file(path, data)
+        if path is not None and territory.is_dir():
+            check_target_file(path, territory)

@@ -21,7 +21,7 @@ from advrbd_cli import console
 
 PYPROJECT = Path("pyproject.toml")
 PREFIX = "ADVRBD_"
-COMMAND_LINE_ONLY = ("config", "no-config", "help")
+COMMAND_LINE_ONLY = ("config", "no-config", "root", "help")  # what says where the attacker's files are, no file says
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -67,14 +67,14 @@ class Configured(TyperCommand):
             if given.get(self.options["config"].name):
                 raise SettingsError("--config and --no-config contradict each other; give one of them")
             return [], []
-        places, cautions = [], []
+        places, cautions, theirs = [], [], _territory(given)
         if PYPROJECT.is_file():
-            if lies_in(PYPROJECT, given.get("data")):
+            if lies_in(PYPROJECT, theirs):
                 cautions.append(f"{PYPROJECT} lies in the scanned folder, so it isn't read; --config takes another")
             else:
                 places.append((str(PYPROJECT), read_settings(PYPROJECT)))
         if named:
-            check_outside(Path(named), given.get("data"), "--config")
+            check_outside(Path(named), theirs, "--config")
             places.append((str(named), read_settings(Path(named))))
         return places, cautions
 
@@ -161,6 +161,13 @@ def check_outside(path: Path, data: str | os.PathLike | None, option: str) -> No
             f"{option} {path} lies in the scanned folder, whose author must not say how it is scanned; "
             "read it, and copy it elsewhere if you agree"
         )
+
+
+def _territory(given: dict) -> Path | None:
+    """What belongs to the dataset that the command line names."""
+    from advrbd.data.sources import territory
+
+    return None if given.get("data") is None else territory(Path(given["data"]), given.get("root"))
 
 
 def _real_parent(path: Path) -> str:

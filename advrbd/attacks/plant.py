@@ -13,7 +13,8 @@ from PIL import Image
 
 from advrbd.attacks.base import CLEAN, Attack, Change, Stamp
 from advrbd.data.files import read_image
-from advrbd.data.folder import OK, FolderIndex, ImageFile, index
+from advrbd.data.folder import OK, FolderIndex, ImageFile
+from advrbd.data.sources import index_class_folders
 from advrbd.errors import DatasetError
 from advrbd.writing import Names, NewFolder, check_target_file, check_target_folder, in_class, printable, write_whole
 
@@ -46,7 +47,7 @@ def plant(
     ``OutputError``; nothing is half-written.
     """
     out = Path(out)
-    source = index(root)
+    source = index_class_folders(root)
     check_target_folder(out, source.root)
     truth_path = out.with_name(out.name + ".truth.csv")
     check_target_file(truth_path, source.root)

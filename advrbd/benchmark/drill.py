@@ -22,10 +22,10 @@ from advrbd.attacks.base import CLEAN, POISON, Change
 from advrbd.attacks.plant import PlantedFile, plant
 from advrbd.benchmark.metrics import Detection, accuracy, detection
 from advrbd.config import Config
-from advrbd.data import folder
 from advrbd.data.files import read_image
 from advrbd.data.folder import OK, FolderIndex, ImageFile
 from advrbd.data.pixels import typical_side
+from advrbd.data.sources import index_class_folders
 from advrbd.errors import AdvrbdError, DatasetError, OutputError
 from advrbd.events import Event, Note, Notify, Progress, ignore
 from advrbd.model.device import choose_device
@@ -140,7 +140,7 @@ def drill(
         raise AdvrbdError(f"unknown attack {unknown[0]!r}; there are {', '.join(ATTACKS)}")
     if not 0 < poison_rate < 1:
         raise DatasetError(f"a poison rate of {poison_rate:g} makes no sense; give a share between 0 and 1")
-    source = folder.index(root, split)
+    source = index_class_folders(root, split)
     place = Path(tempfile.gettempdir() if work is None else work)
     _check_work_folder(place, Path(root))
     files = tuple(file for file in source.files if file.status == OK)

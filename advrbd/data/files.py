@@ -1,16 +1,32 @@
-"""The bytes of one file of the folder: read once, so that the SHA-256 is of what is decoded."""
+"""The bytes of one file of the dataset: read once, so that the SHA-256 is of what is decoded."""
 
 import hashlib
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from advrbd.config import DecodingSettings
 from advrbd.data.decoding import decode
-from advrbd.data.folder import MAX_FILE_BYTES, NOT_A_FILE, OK, REFUSED_LINK, TOO_LARGE, VANISHED
+from advrbd.data.folder import MAX_FILE_BYTES, NOT_A_FILE, OK, REFUSED_LINK, TOO_LARGE, VANISHED, Read, Store
 from advrbd.reading import NotAFileError, open_regular
+
+
+@contextmanager
+def opened(place: Path | Store) -> Iterator[Read]:
+    """A context that reads the files of a dataset, in any order and from any thread: those under a folder, or stored.
+
+    Raises ``DatasetError`` when a store can't be opened.
+    """
+    if isinstance(place, Path):
+        real_root = os.path.realpath(place)
+        yield lambda path: read_file(place / path, real_root)
+    else:
+        with place.opened() as read:
+            yield read
 
 
 def read_file(path: Path, real_root: str | None = None) -> tuple[bytes | None, str, str]:

@@ -7,8 +7,11 @@ follows no link out of the tree: the folder is the attacker's.
 
 import os
 import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from advrbd.errors import DatasetError
 
@@ -41,17 +44,36 @@ class ImageFile:
         return replace(self, status=status, sha256=sha256)
 
 
+Read = Callable[[str], tuple[bytes | None, str, str]]
+"""From the path of an ``ImageFile`` to its bytes, its status and its SHA-256: unless it is ``ok``, None and ``""``."""
+
+
+class Store(Protocol):
+    """What files lie in that are no files of the file system: an archive."""
+
+    def opened(self) -> AbstractContextManager[Read]:
+        """A context that reads; several threads may share it."""
+
+
 @dataclass(frozen=True)
 class FolderIndex:
     """What ``root`` holds: class names in torchvision's order, image files sorted as torchvision sorts them.
 
-    ``ignored`` are the files that are no images by their extension, or lie outside any class folder.
+    ``ignored`` are the files that are no images by their extension, or lie outside any class folder. ``layout`` says
+    how the input was read (``sources`` has the others). The files lie in ``store``, or under ``root`` where it is None.
     """
 
     root: Path
     classes: tuple[str, ...]
     files: tuple[ImageFile, ...]
     ignored: tuple[str, ...] = ()
+    layout: str = "folder"
+    store: Store | None = None
+
+    @property
+    def place(self) -> Path | Store:
+        """What ``files.opened`` reads the files from."""
+        return self.store or self.root
 
     def class_name(self, file: ImageFile) -> str:
         return self.classes[file.label]
@@ -68,16 +90,13 @@ def index(root: str | os.PathLike, split: str | None = None) -> FolderIndex:
         raise DatasetError(f"no such folder: {root}")
     if not root.is_dir():
         raise DatasetError(f"{root} is a file; give the folder that holds one sub-folder of images per class")
-    if split is not None:
-        if split in ("", ".", "..") or Path(split).name != split or not (root / split).is_dir():
-            raise DatasetError(f"{root} has no split folder named {split!r}")
-        root = root / split
+    root = split_folder(root, split)
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
         raise DatasetError(f"cannot read {root}: {error.strerror}") from error
     classes = tuple(entry.name for entry in entries if _is_folder(entry))
-    _check_classes(root, classes, split)
+    check_classes(root, classes, split)
 
     real_root = root.resolve()
     files: list[ImageFile] = []
@@ -87,7 +106,17 @@ def index(root: str | os.PathLike, split: str | None = None) -> FolderIndex:
     return FolderIndex(root, classes, tuple(files), tuple(ignored))
 
 
-def _check_classes(root: Path, classes: tuple[str, ...], split: str | None) -> None:
+def split_folder(root: Path, split: str | None) -> Path:
+    """``root``, or its sub-folder ``split``; raises ``DatasetError`` when there is none."""
+    if split is None:
+        return root
+    if split in ("", ".", "..") or Path(split).name != split or not (root / split).is_dir():
+        raise DatasetError(f"{root} has no split folder named {split!r}")
+    return root / split
+
+
+def check_classes(root: Path, classes: tuple[str, ...], split: str | None) -> None:
+    """Raise ``DatasetError`` for class folders that are none, one only, or splits."""
     if classes and split is None and {name.lower() for name in classes} <= SPLIT_NAMES:
         raise DatasetError(
             f"{root} holds only splits ({', '.join(classes)}), no classes; scan one of them with --split {classes[0]}"
@@ -120,7 +149,7 @@ def _walk(root: Path, real_root: Path, top: str, label: int, files: list[ImageFi
     for folder, names in sorted(found):
         for path in (f"{folder}/{name}" for name in names):
             if path.lower().endswith(EXTENSIONS):
-                files.append(ImageFile(path, label, _file_status(root / path, real_root)))
+                files.append(ImageFile(path, label, file_status(root / path, real_root)))
             else:
                 ignored.append(path)
 
@@ -132,7 +161,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _file_status(path: Path, real_root: Path) -> str:
+def file_status(path: Path, real_root: Path) -> str:
+    """What is known of a file before it is opened; the folder that it lies in was followed already."""
     try:
         if path.is_symlink():
             target = Path(os.path.realpath(path))

@@ -9,15 +9,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from advrbd.config import DecodingSettings
 from advrbd.data.decoders import Decoders, how_many
-from advrbd.data.files import read_file
-from advrbd.data.folder import OK, FolderIndex, ImageFile
+from advrbd.data.files import opened
+from advrbd.data.folder import OK, FolderIndex, ImageFile, Read
 from advrbd.errors import DatasetError
 from advrbd.events import Notify, Progress, ignore
 
@@ -110,24 +109,28 @@ def _decoded(index: FolderIndex, size: int, settings: DecodingSettings) -> Itera
 
     def read(files: Sequence[ImageFile]) -> list[tuple[np.ndarray | None, str, str]]:
         rows = []
-        for batch in _batches(files, index.root, real_root):
+        for batch in _batches(files, read_bytes):
             images = iter(decoders.decode([data for data, _, _ in batch if data is not None], size))
             rows += [(None, status, "") if data is None else (*next(images), sha256) for data, status, sha256 in batch]
         return rows
 
-    real_root, count = os.path.realpath(index.root), how_many(len(index.files))
-    with ThreadPoolExecutor(count) as pool, Decoders(settings, count) as decoders:
+    count = how_many(len(index.files))
+    with (
+        opened(index.place) as read_bytes,
+        ThreadPoolExecutor(count) as pool,
+        Decoders(settings, count) as decoders,
+    ):
         for start in range(0, len(index.files), IN_FLIGHT):
             stop = min(start + IN_FLIGHT, len(index.files))
             for rows in pool.map(read, [index.files[at : min(at + BATCH, stop)] for at in range(start, stop, BATCH)]):
                 yield from rows
 
 
-def _batches(files: Sequence[ImageFile], root: Path, real_root: str) -> Iterator[list[tuple[bytes | None, str, str]]]:
+def _batches(files: Sequence[ImageFile], read: Read) -> Iterator[list[tuple[bytes | None, str, str]]]:
     """Bytes, status and SHA-256 of ``files``, not much more than ``BATCH_BYTES`` at once."""
     batch, length = [], 0
     for file in files:
-        batch.append(read_file(root / file.path, real_root) if file.status == OK else (None, file.status, ""))
+        batch.append(read(file.path) if file.status == OK else (None, file.status, ""))
         length += len(batch[-1][0] or b"")
         if length > BATCH_BYTES:
             yield batch
@@ -139,8 +142,8 @@ def typical_side(index: FolderIndex, settings: DecodingSettings = DEFAULTS, samp
     """Median side, in pixels, of a spread-out sample of the images, from their headers alone."""
     usable = [file for file in index.files if file.status == OK]
     sides = []
-    with Decoders(settings, 1) as decoders:
-        for batch in _batches(usable[:: max(1, len(usable) // sample)], index.root, os.path.realpath(index.root)):
+    with opened(index.place) as read, Decoders(settings, 1) as decoders:
+        for batch in _batches(usable[:: max(1, len(usable) // sample)], read):
             sizes = decoders.measure([data for data, _, _ in batch if data is not None])
             sides += [(width * height) ** 0.5 for width, height in sizes]
     if not sides:

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from advrbd.config import DecodingSettings
-from advrbd.data.folder import OK
+from advrbd.data.folder import OK, Store
 from advrbd.reports import images, wording
 from advrbd.reports.images import Comparison, Picture
 from advrbd.reports.report import POISONED, SUSPICIOUS, ClassVerdict, FileResult, Report
@@ -65,14 +65,18 @@ class Section:
     bars: list[Bar]
 
 
-def render_html(report: Report, root: Path, max_pixels: int = DecodingSettings.max_pixels) -> bytes:
-    """The ``report`` on the folder ``root`` as one HTML page in UTF-8, with the pictures read again from there.
+def render_html(
+    report: Report, root: Path, max_pixels: int = DecodingSettings.max_pixels, place: Path | Store | None = None
+) -> bytes:
+    """The ``report`` on the input ``root`` as one HTML page in UTF-8, with the pictures read again from ``place``.
 
+    By default that is the folder ``root``.
     Files that are no longer what was scanned are shown without a picture, and so are those of more than ``max_pixels``,
     the limit that the folder was scanned with. Nothing is written.
     """
     ranked = sorted(report.suspects, key=lambda file: (-(file.score or 0), file.path))
-    sections = list(_sections(report, root, max_pixels))
+    place = place or root
+    sections = list(_sections(report, place, max_pixels))
     script = (HOME / "report.js").read_text(encoding="utf-8")
     page = dict(
         report=report,
@@ -83,7 +87,7 @@ def render_html(report: Report, root: Path, max_pixels: int = DecodingSettings.m
         sections=sections,
         named=sum(_is_named(entry) for entry in report.classes),
         accused=[(number, entry.label) for number, entry in enumerate(report.classes) if entry.suspects],
-        cards=_cards(ranked[: MOST_PICTURES + MOST_ROWS], report, root, max_pixels),
+        cards=_cards(ranked[: MOST_PICTURES + MOST_ROWS], report, place, max_pixels),
         most_pictures=MOST_PICTURES,
         unread=report.unread[:MOST_UNREAD],
         facts=list(_facts(report.run)),
@@ -108,10 +112,10 @@ def _environment() -> Environment:
     return environment
 
 
-def _cards(ranked: Sequence[FileResult], report: Report, root: Path, max_pixels: int) -> list[Card]:
+def _cards(ranked: Sequence[FileResult], report: Report, place: Path | Store, max_pixels: int) -> list[Card]:
     """The suspects as the page lists them; the first ones, which have the highest scores, with a picture."""
     numbers = {entry.label: number for number, entry in enumerate(report.classes)}
-    pictures = images.thumbnails(ranked[:MOST_PICTURES], root, max_pixels)
+    pictures = images.thumbnails(ranked[:MOST_PICTURES], place, max_pixels)
     pictured = [
         Card(file, numbers.get(file.label, -1), picture, picture is None)
         for file, picture in zip(ranked, pictures, strict=False)
@@ -119,7 +123,7 @@ def _cards(ranked: Sequence[FileResult], report: Report, root: Path, max_pixels:
     return pictured + [Card(file, numbers.get(file.label, -1), None, False) for file in ranked[MOST_PICTURES:]]
 
 
-def _sections(report: Report, root: Path, max_pixels: int) -> Iterator[Section]:
+def _sections(report: Report, place: Path | Store, max_pixels: int) -> Iterator[Section]:
     """The classes where something was found, those with the most suspects first."""
     by_class = defaultdict(list)
     for file in report.files:
@@ -135,7 +139,7 @@ def _sections(report: Report, root: Path, max_pixels: int) -> Iterator[Section]:
             entry.suspects / max(1, entry.files),
             wording.figures(entry.evidence),
             len(apart),
-            images.compare(list(apart), others, root, max_pixels),
+            images.compare(list(apart), others, place, max_pixels),
             histogram([file.score for file in files if file.score is not None]),
         )
 

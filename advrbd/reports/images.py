@@ -19,7 +19,9 @@ import numpy as np
 from PIL import Image
 
 from advrbd.config import DecodingSettings
-from advrbd.data.files import read_image
+from advrbd.data.decoding import decode
+from advrbd.data.files import opened
+from advrbd.data.folder import Read, Store
 from advrbd.reports.report import FileResult
 
 THUMBNAIL_SIDE = 96
@@ -56,36 +58,38 @@ class Comparison:
 
 
 def thumbnails(
-    files: Sequence[FileResult], root: Path, max_pixels: int = DecodingSettings.max_pixels
+    files: Sequence[FileResult], place: Path | Store, max_pixels: int = DecodingSettings.max_pixels
 ) -> list[Picture | None]:
-    """A picture of each file under ``root``, at most 96 pixels wide and high; None where the file changed since.
+    """A picture of each file in ``place``, at most 96 pixels wide and high; None where the file changed since.
 
     ``max_pixels`` is the limit that the files were scanned with: none of the pictures has more.
     """
 
     def shrunk(file: FileResult) -> Picture | None:
-        pixels = _read_again(file, root, None, max_pixels)
+        pixels = _read_again(file, read, None, max_pixels)
         if pixels is None:
             return None
         image = Image.fromarray(pixels)
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
         return picture(np.asarray(image), lossless=max(image.size) <= LOSSLESS_SIDE)
 
-    return _in_threads(shrunk, files, max_pixels)
+    with opened(place) as read:
+        return _in_threads(shrunk, files, max_pixels)
 
 
 def compare(
     files: Sequence[FileResult],
     others: Sequence[FileResult],
-    root: Path,
+    place: Path | Store,
     max_pixels: int = DecodingSettings.max_pixels,
 ) -> Comparison | None:
     """Compare the mean image of ``files`` with that of ``others``, of at most 500 spread-out ones each.
 
     ``max_pixels`` is as for ``thumbnails``. None where either has no file left that is still what was scanned.
     """
-    mean, count = _mean(files, root, max_pixels)
-    mean_of_others, count_of_others = _mean(others, root, max_pixels)
+    with opened(place) as read:
+        mean, count = _mean(files, read, max_pixels)
+        mean_of_others, count_of_others = _mean(others, read, max_pixels)
     if not count or not count_of_others:
         return None
     apart = np.abs(mean - mean_of_others)
@@ -111,28 +115,28 @@ def picture(pixels: np.ndarray, lossless: bool = True) -> Picture:
     return Picture(address, width=pixels.shape[1], height=pixels.shape[0])
 
 
-def _mean(files: Sequence[FileResult], root: Path, max_pixels: int) -> tuple[np.ndarray, int]:
+def _mean(files: Sequence[FileResult], read: Read, max_pixels: int) -> tuple[np.ndarray, int]:
     """The mean image float64 [64, 64, 3] in 0..255 of a spread-out sample of ``files``, and how many it is of."""
     size = min(len(files), MEAN_SAMPLE)
     sample = [files[number * len(files) // size] for number in range(size)]
     total, count = np.zeros((MEAN_SIDE, MEAN_SIDE, 3)), 0
-    for pixels in _in_threads(lambda file: _read_again(file, root, MEAN_SIDE, max_pixels), sample, max_pixels):
+    for pixels in _in_threads(lambda file: _read_again(file, read, MEAN_SIDE, max_pixels), sample, max_pixels):
         if pixels is not None:
             total += pixels
             count += 1
     return total / max(1, count), count
 
 
-def _read_again(file: FileResult, root: Path, size: int | None, max_pixels: int) -> np.ndarray | None:
-    """The pixels of a file as ``read_image`` gives them; None unless it is the regular file that was scanned."""
-    path = root / file.path
+def _read_again(file: FileResult, read: Read, size: int | None, max_pixels: int) -> np.ndarray | None:
+    """The pixels of a file uint8 [H, W, 3], at ``size`` unless that is None; None unless its bytes were scanned."""
     try:
-        if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
-            return None  # a FIFO that took its place would never answer
-    except (OSError, ValueError):
+        data, _, sha256 = read(file.path)
+    except ValueError:  # a report may hold a zero byte in a name, a folder can't
         return None
-    pixels, _, sha256 = read_image(path, size, max_pixels)
-    return pixels if sha256 == file.sha256 else None
+    if data is None or sha256 != file.sha256:
+        return None
+    image, _ = decode(data, size, max_pixels)
+    return None if image is None else np.asarray(image)
 
 
 def _in_threads(function: Callable[[FileResult], Result], files: Iterable[FileResult], max_pixels: int) -> list[Result]:

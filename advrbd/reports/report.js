@@ -5,6 +5,7 @@
     list: element.parentElement,
     box: element.querySelector("input"),
     path: element.querySelector(".path").textContent,
+    home: element.dataset.home,
     number: Number(element.dataset.class),
     score: Number(element.dataset.score),
     text: element.textContent.toLowerCase(),
@@ -56,7 +57,10 @@
   };
 
   // sha256sum puts a backslash before the line of a name that holds escapes
-  const line = (item) => `${item.path.includes("\\") ? "\\" : ""}${item.box.value}  ${item.path}\n`;
+  const line = (item) => {
+    const path = item.home ?? item.path;
+    return `${path.includes("\\") ? "\\" : ""}${item.box.value}  ${path}\n`;
+  };
 
   const save = () => {
     const lines = items.filter((item) => item.box.checked).sort(byPath).map(line);
