@@ -69,6 +69,7 @@ def clean(
     seed: options.Seed = 0,
     work_dir: options.WorkDir = None,
     resume: options.Resume = False,
+    memory_budget: options.MemoryBudget = None,
     config_file: options.ConfigFile = None,
     no_config: options.NoConfig = False,
     quiet: options.Quiet = False,
@@ -82,6 +83,7 @@ def clean(
     """
     console.state.quiet, console.state.verbose = quiet, verbose
     options.check_resume(work_dir, resume)
+    budget = options.parse_size(memory_budget)
     save_model = save_model or Path(f"{out.resolve()}.safetensors")
     _check_before_work(data, out, output, save_model)
     named = {"--report": report, "--baseline": baseline, "--ignore-file": ignore_file}
@@ -113,6 +115,7 @@ def clean(
             split=split,
             work_dir=work_dir,
             resume=resume,
+            memory_budget=budget,
             notify=narrator,
         )
     write_whole(output, decisions_csv(cleaned.report, cleaned.decisions))
