@@ -63,7 +63,7 @@ Resume = Annotated[
 MemoryBudget = Annotated[
     str | None,
     typer.Option(
-        help="Memory for pixels and what else grows with the number of images: 4G, 500M. (default: half of what's free)",
+        help="Memory for what grows with the number of images: 4G, 500M. (default: half of what is free)",
         metavar="SIZE",
         show_default=False,
         rich_help_panel="Run",

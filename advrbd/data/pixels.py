@@ -177,9 +177,8 @@ def _allocate(count: int, size: int, memory: Memory) -> np.ndarray:
     total = count * size * size * 3
     if memory.holds(total):
         return np.zeros(shape, np.uint8)
-    with tempfile.TemporaryFile(
-        prefix="advrbd-", dir=memory.folder
-    ) as file:  # unlinked: gone with the process, whatever ends it
+    # unlinked: gone with the process, whatever ends that
+    with tempfile.TemporaryFile(prefix="advrbd-", dir=memory.folder) as file:
         try:
             reserve = getattr(os, "posix_fallocate", lambda handle, _, length: os.truncate(handle, length))
             reserve(file.fileno(), 0, total)  # now, since a full disk found out later kills the process
