@@ -4,7 +4,7 @@ AdvrbdError                what was asked for can't be done; the message says wh
 ├── DatasetError           the folder is missing, has no classes, too few images, ...
 ├── DecoderError           the processes that decode images can't be started
 ├── ModelError             an unknown model, or one that doesn't fit the images
-├── DeviceError            a device that isn't there
+├── DeviceError            a device that isn't there, or has too little memory
 ├── ReportError            a report or a manifest that can't be read or doesn't belong to the folder
 ├── SettingsError          a settings file, a variable or an ignore file that can't be used
 ├── OutputError            a target that exists, overlaps the input or can't be written
@@ -33,7 +33,7 @@ class ModelError(AdvrbdError):
 
 
 class DeviceError(AdvrbdError):
-    """The device that was asked for isn't there."""
+    """The device that was asked for isn't there, or has too little memory."""
 
 
 class ReportError(AdvrbdError):

@@ -22,6 +22,7 @@ from advrbd.data import pixels, sources
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import DatasetError, OutputError, UntrustedError
 from advrbd.events import Caution, Note, Notify, ignore
+from advrbd.memory import choose_memory, in_words
 from advrbd.method.findings import Findings, as_report, from_report, which_accepted
 from advrbd.method.gate import GOOD, Check, Result, check
 from advrbd.method.look import find
@@ -40,6 +41,7 @@ from advrbd.output import (
     link_cautions,
     written_folder,
 )
+from advrbd.plan import Plan, make_plan, table_bytes
 from advrbd.reports.accepted import accept
 from advrbd.reports.report import Report
 from advrbd.reports.tables import fingerprint, read_report
@@ -80,6 +82,7 @@ def scan(
     root: str | os.PathLike | None = None,
     work_dir: str | os.PathLike | None = None,
     resume: bool = False,
+    memory_budget: int | None = None,
     notify: Notify = ignore,
 ) -> Report:
     """Scan the image folder ``path`` (or its sub-folder ``split``) for backdoor-poisoned files.
@@ -88,13 +91,14 @@ def scan(
     (``data.sources``).
     The same folder, config and device give the same report, but for its ``run`` block. What was computed is kept in the
     folder ``work_dir``, if one is given; with ``resume``, what an interrupted run left there isn't computed again.
+    ``memory_budget``: bytes for what grows with the number of images (default: half of the free memory).
     Raises an ``AdvrbdError`` when the folder, the model or the device can't be used. Prints nothing, and writes nothing
     else.
     """
     config = config or Config()
     if work_dir is not None:
         check_apart(Path(work_dir), sources.territory(Path(path), root))
-    index, run = prepare(path, config, split, notify, root)
+    index, run = prepare(path, config, split, notify, root, memory_budget, work_dir)
     started = time.perf_counter()
     with repeatable(run.device), _steps(work_dir, resume, index, run, config) as run:
         findings = find(run, usable(index), config)
@@ -119,6 +123,7 @@ def clean(
     root: str | os.PathLike | None = None,
     work_dir: str | os.PathLike | None = None,
     resume: bool = False,
+    memory_budget: int | None = None,
     notify: Notify = ignore,
     finish: Callable[[Cleaned], None] | None = None,
 ) -> Cleaned:
@@ -130,10 +135,10 @@ def clean(
     the folder ``quarantine``, default ``out`` with ``-quarantine`` added). ``link_mode`` is ``copy``, ``hardlink`` or
     ``symlink``; with links, whoever can write to ``path`` can change ``out``. Before anything is written, the result is
     checked (``Cleaned.check``), with ``rescan`` by one more look at it; with ``strict``, what can't be trusted fully
-    isn't written. ``work_dir`` and ``resume`` are those of ``scan``, whose work is taken over. ``finish`` is called
-    with the folder in place, to write what belongs to it; where it fails, the folder is removed again. ``split`` and
-    ``root`` are those of ``scan``; whatever ``path`` is, ``out`` has class folders. Raises an ``AdvrbdError``; ``path``
-    is never written to, and nothing is half-written.
+    isn't written. ``work_dir``, ``resume`` and ``memory_budget`` are those of ``scan``, whose work is taken over.
+    ``finish`` is called with the folder in place, to write what belongs to it; where it fails, the folder is removed
+    again. ``split`` and ``root`` are those of ``scan``; whatever ``path`` is, ``out`` has class folders. Raises an
+    ``AdvrbdError``; ``path`` is never written to, and nothing is half-written.
     """
     config = config or Config()
     if action not in ACTIONS:
@@ -149,7 +154,7 @@ def clean(
     known = None if report is None else read_report(report)
     if known is not None and known.files_sha256 is None:
         notify(Caution(SUSPECTS_ONLY))
-    index, run = prepare(path, config, split, notify, root)
+    index, run = prepare(path, config, split, notify, root, memory_budget, work_dir)
     if MANIFEST in index.classes:
         raise DatasetError(f"a class folder named {MANIFEST} can't be cleaned: the manifest has that name; rename it")
     examples, started = usable(index), time.perf_counter()
@@ -184,17 +189,60 @@ def train_plainly(
         return relearn(run, usable(index), config.relearning)
 
 
+def plan_scan(
+    path: str | os.PathLike,
+    config: Config | None = None,
+    *,
+    split: str | None = None,
+    root: str | os.PathLike | None = None,
+    work_dir: str | os.PathLike | None = None,
+    memory_budget: int | None = None,
+    notify: Notify = ignore,
+) -> Plan:
+    """What ``scan`` with the same arguments is going to take; writes nothing, and raises what that would raise before
+    it decodes anything."""
+    config, memory = config or Config(), choose_memory(memory_budget, work_dir)
+    if work_dir is not None:
+        check_apart(Path(work_dir), sources.territory(Path(path), root))
+    index, spec, device, network = _choose(path, config, split, notify, root)
+    return make_plan(index, network, spec, device, config, memory)
+
+
 def prepare(
     path: str | os.PathLike,
     config: Config,
     split: str | None = None,
     notify: Notify = ignore,
     root: str | os.PathLike | None = None,
+    memory_budget: int | None = None,
+    work_dir: str | os.PathLike | None = None,
 ) -> tuple[FolderIndex, Run]:
     """Index and decode the folder, and choose the device and the model, with a note on each choice.
 
-    Raises an ``AdvrbdError`` when the folder, the model or the device can't be used.
+    Raises an ``AdvrbdError`` when the folder, the model or the device can't be used, or the memory isn't enough.
     """
+    memory = choose_memory(memory_budget, work_dir)
+    index, spec, device, network = _choose(path, config, split, notify, root)
+    tables = table_bytes(len(index.files), network, spec, config)
+    if tables > memory.budget and not memory.asked:
+        what = f"about {in_words(tables)} besides their pixels"
+        notify(Caution(f"{len(index.files)} images take {what}, more than half of the memory that is free"))
+    left = memory.without(tables, len(index.files))
+    index, images = pixels.load(index, spec.image_size, notify, config.decoding, left)
+    if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
+        raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} readable images, too few to train on")
+    generator = torch.Generator().manual_seed(config.seed)
+    mean, std = images.statistics(usable(index), generator)
+    labels = torch.tensor([file.label for file in index.files])
+    return index, Run(
+        images.to(device.device), labels, replace(spec, mean=mean, std=std), device, generator, notify, index.classes
+    )
+
+
+def _choose(
+    path: str | os.PathLike, config: Config, split: str | None, notify: Notify, root: str | os.PathLike | None
+) -> tuple[FolderIndex, ModelSpec, Device, Network]:
+    """The index of the folder, the model and the device, and a network to try them with."""
     index = sources.index(path, split, root)
     if read_as := sources.told(index):
         notify(Note(read_as))
@@ -205,17 +253,9 @@ def prepare(
     side = pixels.typical_side(index, config.decoding)
     name, arguments, size = choose_model(config.model, side, device, config.image_size)
     spec = ModelSpec(name, len(index.classes), size, arguments=arguments, pretrained=config.pretrained)
-    build(spec, device, torch.Generator())  # a model that doesn't fit is an error now, not after decoding
+    network = build(spec, device, torch.Generator())  # a model that doesn't fit is an error now, not after decoding
     notify(Note(f"model: {explain_choice(config.model, spec, side, device)}"))
-    index, images = pixels.load(index, size, notify, config.decoding)
-    if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
-        raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} readable images, too few to train on")
-    generator = torch.Generator().manual_seed(config.seed)
-    mean, std = images.statistics(usable(index), generator)
-    labels = torch.tensor([file.label for file in index.files])
-    return index, Run(
-        images.to(device.device), labels, replace(spec, mean=mean, std=std), device, generator, notify, index.classes
-    )
+    return index, spec, device, network
 
 
 def _targets(path: Path, out: Path, quarantine: str | os.PathLike | None, action: str) -> tuple[Path, Path]:

@@ -71,6 +71,7 @@ def clean(
     seed: options.Seed = 0,
     work_dir: options.WorkDir = None,
     resume: options.Resume = False,
+    memory_budget: options.MemoryBudget = None,
     config_file: options.ConfigFile = None,
     no_config: options.NoConfig = False,
     quiet: options.Quiet = False,
@@ -84,6 +85,7 @@ def clean(
     """
     console.state.quiet, console.state.verbose = quiet, verbose
     options.check_resume(work_dir, resume)
+    budget = options.parse_size(memory_budget)
     save_model = save_model or Path(f"{out.resolve()}.safetensors")
 
     from advrbd.data.sources import territory
@@ -116,6 +118,7 @@ def clean(
             root=root,
             work_dir=work_dir,
             resume=resume,
+            memory_budget=budget,
             notify=narrator,
             finish=partial(_write_beside, output, save_model),
         )

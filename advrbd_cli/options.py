@@ -76,6 +76,15 @@ WorkDir = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the interrupted run in --work-dir.", rich_help_panel="Run")
 ]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory for what grows with the number of images: 4G, 500M. (default: half of what is free)",
+        metavar="SIZE",
+        show_default=False,
+        rich_help_panel="Run",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.", rich_help_panel="Output")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr.", rich_help_panel="Output")]
 ShowProgress = Annotated[
@@ -128,6 +137,16 @@ def parse_fail_on(text: str) -> tuple[float, bool]:
     if not match or float(match[1]) <= 0 or (match[2] and float(match[1]) > 100) or (not match[2] and "." in match[1]):
         raise AdvrbdError(f"--fail-on takes a number of files (5) or a share of them (0.5%), not {text!r}")
     return float(match[1]), bool(match[2])
+
+
+def parse_size(text: str | None) -> int | None:
+    """``4G``, ``500M``, ``64KiB`` or a number of bytes, in bytes; units are powers of 1024. None stays."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if not match:
+        raise AdvrbdError(f"--memory-budget takes a size such as 4G or 500M, not {text!r}")
+    return int(float(match[1]) * 1024 ** (" KMGT".index((match[2] or " ").upper())))
 
 
 def check_inputs_kept(outputs: dict[str, Path | None], inputs: dict[str, Path | str | None]) -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from advrbd_cli import accepted, console, exits, options
+from advrbd_cli import accepted, console, exits, options, plan
 
 if TYPE_CHECKING:
     from advrbd.reports.report import Report
@@ -83,6 +83,15 @@ def scan(
     seed: options.Seed = 0,
     work_dir: options.WorkDir = None,
     resume: options.Resume = False,
+    memory_budget: options.MemoryBudget = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say what the scan would take: files, memory, time; with --format json on stdout.",
+            rich_help_panel="Run",
+        ),
+    ] = False,
     config_file: options.ConfigFile = None,
     no_config: options.NoConfig = False,
     quiet: options.Quiet = False,
@@ -100,7 +109,7 @@ def scan(
 
     threshold, is_share = options.parse_fail_on(fail_on)
     target = None if output == "-" else Path(output or f"advrbd-report.{'txt' if form == 'table' else form or 'csv'}")
-    form = form or _form_of(target)
+    wanted, form, budget = form, form or _form_of(target), options.parse_size(memory_budget)
     _check_before_work(target, html, territory(data, root))
     named = {"DATA": data, "--baseline": baseline, "--ignore-file": ignore_file, "--files-from": files_from}
     read = named | options.files_of_settings(config_file, no_config)
@@ -109,6 +118,7 @@ def scan(
     chosen = accepted.chosen_files(data, split, root, files_from, null)
 
     from advrbd.config import Config, DecodingSettings
+    from advrbd.pipeline import plan_scan
     from advrbd.pipeline import scan as run_scan
     from advrbd.reports.accepted import accept
     from advrbd.reports.report import POISONED
@@ -118,8 +128,12 @@ def scan(
 
     config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
     config = replace(config, decoding=DecodingSettings(max_pixels))
+    given = {"split": split, "root": root, "work_dir": work_dir, "memory_budget": budget}
+    if dry_run:
+        plan.show(plan_scan(data, config, **given, notify=console.Narrator(False)), wanted)
+        return
     with console.Narrator(progress) as narrator:
-        report = run_scan(data, config, split=split, root=root, work_dir=work_dir, resume=resume, notify=narrator)
+        report = run_scan(data, config, **given, resume=resume, notify=narrator)
     report = accept(report if chosen is None else restrict(report, chosen), known)
     rendered = render(report, form.value, all_files)
     if target is not None:

@@ -14,9 +14,9 @@ import advrbd
 
 ROOT = Path(advrbd.__file__).parents[1]
 FLOORS = (
-    ("data", "writing", "reading", "errors", "events", "config", "version"),
+    ("data", "memory", "writing", "reading", "errors", "events", "config", "version"),
     ("reports", "output", "manifest", "verification", "workdir", "attacks", "model"),
-    ("method", "baselines"),
+    ("method", "baselines", "plan"),
     ("pipeline",),
     ("benchmark",),
     ("advrbd_cli",),

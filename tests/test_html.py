@@ -474,7 +474,7 @@ def test_every_verdict_status_and_figure_has_words():
     group = torch.tensor([True, False])
     examined = identify(
         torch.zeros(2, dtype=torch.int64),
-        (Split(0, 2, group, 5.0, 8.0),),
+        (Split(0, 2, torch.tensor([0]), 2, 5.0, 8.0),),
         (Enhanced(0, group.float(), 0.1),),
         IdentificationSettings(),
     )

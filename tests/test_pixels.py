@@ -18,6 +18,7 @@ from advrbd.data import files, pixels
 from advrbd.data.folder import OK, TOO_LARGE, UNREADABLE, VANISHED, FolderIndex, index
 from advrbd.errors import DatasetError
 from advrbd.events import Progress
+from advrbd.memory import Memory
 
 SIDE = 32
 
@@ -198,13 +199,12 @@ def test_a_class_without_a_readable_image_is_an_error(two_classes):
         pixels.load(index(two_classes), SIDE)
 
 
-def test_the_store_on_disk_holds_what_the_one_in_memory_holds(digits_folder, monkeypatch):
+def test_the_store_on_disk_holds_what_the_one_in_memory_holds(digits_folder, monkeypatch, tmp_path):
     listed = index(digits_folder)
     _, in_memory = pixels.load(listed, 16)
     mapped, memmap = [], np.memmap
-    monkeypatch.setattr(pixels, "MEMORY_LIMIT_BYTES", 0)
     monkeypatch.setattr(np, "memmap", lambda *args, **named: mapped.append(args) or memmap(*args, **named))
-    _, on_disk = pixels.load(listed, 16)
+    _, on_disk = pixels.load(listed, 16, memory=Memory(0, tmp_path))
     assert len(mapped) == 1
     assert torch.equal(in_memory.images, on_disk.images)
     some = torch.tensor([7, 299, 7])

@@ -30,14 +30,16 @@ VANISHED = "vanished"  # listed, then gone or locked by the time it was read
 STATUSES = (OK, UNREADABLE, TOO_LARGE, NOT_A_FILE, REFUSED_LINK, DECODER_CRASHED, TOO_SLOW, VANISHED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # slots, since there may be millions
 class ImageFile:
-    """One entry of the folder: ``path`` relative to its root (POSIX, no leading ``./``), ``label`` a class index."""
+    """One entry of the folder: ``path`` relative to its root (POSIX, no leading ``./``), ``label`` a class index,
+    ``length`` in bytes when it was listed."""
 
     path: str
     label: int
     status: str = OK
     sha256: str = ""
+    length: int = 0
 
     def having(self, status: str, sha256: str) -> "ImageFile":
         """The same file after it was read."""
@@ -149,7 +151,8 @@ def _walk(root: Path, real_root: Path, top: str, label: int, files: list[ImageFi
     for folder, names in sorted(found):
         for path in (f"{folder}/{name}" for name in names):
             if path.lower().endswith(EXTENSIONS):
-                files.append(ImageFile(path, label, file_status(root / path, real_root)))
+                status, length = file_status(f"{root}/{path}", real_root)
+                files.append(ImageFile(path, label, status, length=length))
             else:
                 ignored.append(path)
 
@@ -161,14 +164,17 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def file_status(path: Path, real_root: Path) -> str:
-    """What is known of a file before it is opened; the folder that it lies in was followed already."""
+def file_status(path: str, real_root: Path) -> tuple[str, int]:
+    """What is known of a file before it is opened, its status and its length in bytes; the folder that it lies in was
+    followed already."""
+    is_link = False
     try:
-        if path.is_symlink():
+        found = os.lstat(path)
+        if is_link := stat.S_ISLNK(found.st_mode):
             target = Path(os.path.realpath(path))
-            if not target.is_relative_to(real_root) or not target.exists():
-                return REFUSED_LINK
-        mode = path.stat().st_mode
+            if not target.is_relative_to(real_root):
+                return REFUSED_LINK, 0
+            found = target.stat()
     except OSError:
-        return REFUSED_LINK if path.is_symlink() else VANISHED
-    return OK if stat.S_ISREG(mode) else NOT_A_FILE
+        return REFUSED_LINK if is_link else VANISHED, 0
+    return (OK, found.st_size) if stat.S_ISREG(found.st_mode) else (NOT_A_FILE, 0)

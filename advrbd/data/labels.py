@@ -55,8 +55,9 @@ def index(
 
     files = []
     for path, label in sorted(labels.items(), key=lambda item: (item[1], *item[0].rpartition("/")[::2])):
-        status = REFUSED_LINK if leads_out(path.rpartition("/")[0]) else file_status(root / path, real_root)
-        files.append(ImageFile(path, position[label], status))
+        out = leads_out(path.rpartition("/")[0])
+        status, length = (REFUSED_LINK, 0) if out else file_status(f"{root}/{path}", real_root)
+        files.append(ImageFile(path, position[label], status, length=length))
     return FolderIndex(root, classes, tuple(files), (), layout)
 
 

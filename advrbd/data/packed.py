@@ -57,7 +57,7 @@ class PackedFolder:
         for path, member in sorted(members.items(), key=_place):
             top, _, name = path.partition("/")
             if name and (member.status == REFUSED_LINK or (member.status and path.lower().endswith(EXTENSIONS))):
-                files.append(ImageFile(path, labels[top], member.status))
+                files.append(ImageFile(path, labels[top], member.status, length=member.size))
             elif member.status is not None:
                 ignored.append(path)
         return FolderIndex(self.path, classes, tuple(files), tuple(ignored), layout, self)

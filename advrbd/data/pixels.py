@@ -6,6 +6,7 @@ cropped: a trigger in a corner has to survive. Pixels reach the models as floats
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,10 +20,10 @@ from advrbd.data.files import opened
 from advrbd.data.folder import OK, FolderIndex, ImageFile, Read
 from advrbd.errors import DatasetError
 from advrbd.events import Notify, Progress, ignore
+from advrbd.memory import Memory, choose_memory, in_words
 
 DEFAULTS = DecodingSettings()
-MEMORY_LIMIT_BYTES = 2 * 2**30  # a larger store goes to a memory-mapped file
-IN_FLIGHT = 1024  # decoded files that may wait for one before them
+IN_FLIGHT, IN_FLIGHT_BYTES = 1024, 32 * 2**20  # decoded files that may wait for one before them
 BATCH, BATCH_BYTES = 16, 4 * 2**20  # what a process gets at once: waiting for it file by file takes longer
 
 
@@ -80,15 +81,20 @@ class Extended(Pixels):
 
 
 def load(
-    index: FolderIndex, size: int, notify: Notify = ignore, settings: DecodingSettings = DEFAULTS
+    index: FolderIndex,
+    size: int,
+    notify: Notify = ignore,
+    settings: DecodingSettings = DEFAULTS,
+    memory: Memory | None = None,
 ) -> tuple[FolderIndex, Pixels]:
-    """Read, hash and decode every file of ``index`` at ``size`` pixels.
+    """Read, hash and decode every file of ``index`` at ``size`` pixels, within the budget of ``memory``.
 
     Returns the index with the status and SHA-256 of each file, and the pixels, row i belonging to
     ``index.files[i]``; the row of a file whose status isn't ``ok`` is black and must not be used.
-    Raises ``DatasetError`` when a class has no readable image, ``DecoderError`` when nothing can be decoded here.
+    Raises ``DatasetError`` when a class has no readable image, or there is no room for the pixels, ``DecoderError``
+    when nothing can be decoded here.
     """
-    images = _allocate(len(index.files), size)
+    images = _allocate(len(index.files), size, memory or choose_memory())
     files = []
     for row, (pixels, status, sha256) in enumerate(_decoded(index, size, settings)):
         if pixels is not None:
@@ -115,13 +121,14 @@ def _decoded(index: FolderIndex, size: int, settings: DecodingSettings) -> Itera
         return rows
 
     count = how_many(len(index.files))
+    waiting = min(IN_FLIGHT, max(4 * BATCH * count, IN_FLIGHT_BYTES // (size * size * 3)))
     with (
         opened(index.place) as read_bytes,
         ThreadPoolExecutor(count) as pool,
         Decoders(settings, count) as decoders,
     ):
-        for start in range(0, len(index.files), IN_FLIGHT):
-            stop = min(start + IN_FLIGHT, len(index.files))
+        for start in range(0, len(index.files), waiting):
+            stop = min(start + waiting, len(index.files))
             for rows in pool.map(read, [index.files[at : min(at + BATCH, stop)] for at in range(start, stop, BATCH)]):
                 yield from rows
 
@@ -140,10 +147,9 @@ def _batches(files: Sequence[ImageFile], read: Read) -> Iterator[list[tuple[byte
 
 def typical_side(index: FolderIndex, settings: DecodingSettings = DEFAULTS, sample: int = 200) -> int:
     """Median side, in pixels, of a spread-out sample of the images, from their headers alone."""
-    usable = [file for file in index.files if file.status == OK]
     sides = []
     with opened(index.place) as read, Decoders(settings, 1) as decoders:
-        for batch in _batches(usable[:: max(1, len(usable) // sample)], read):
+        for batch in _batches(_spread(index, sample), read):
             sizes = decoders.measure([data for data, _, _ in batch if data is not None])
             sides += [(width * height) ** 0.5 for width, height in sizes]
     if not sides:
@@ -151,16 +157,35 @@ def typical_side(index: FolderIndex, settings: DecodingSettings = DEFAULTS, samp
     return max(1, round(float(np.median(sides))))
 
 
-def _allocate(count: int, size: int) -> np.ndarray:
+def decoding_seconds(index: FolderIndex, size: int, settings: DecodingSettings = DEFAULTS, sample: int = 100) -> float:
+    """How long ``load`` is going to take, in seconds, by a spread-out sample of the images."""
+    chosen, count = _spread(index, sample), len(index.files)
+    with opened(index.place) as read, Decoders(settings, 1) as decoders:
+        decoders.measure([b""])  # its start doesn't count
+        started = time.perf_counter()
+        for batch in _batches(chosen, read):
+            decoders.decode([data for data, _, _ in batch if data is not None], size)
+        spent = time.perf_counter() - started
+    return spent / max(1, len(chosen)) * count / how_many(count)
+
+
+def _spread(index: FolderIndex, sample: int) -> list[ImageFile]:
+    """Some ``sample`` of the files that may hold images, from all over the folder."""
+    usable = [file for file in index.files if file.status == OK]
+    return usable[:: max(1, len(usable) // sample)]
+
+
+def _allocate(count: int, size: int, memory: Memory) -> np.ndarray:
     shape = (count, size, size, 3)
     total = count * size * size * 3
-    if total <= MEMORY_LIMIT_BYTES:
+    if memory.holds(total):
         return np.zeros(shape, np.uint8)
     try:
-        with tempfile.TemporaryFile(prefix="advrbd-") as file:  # unlinked: gone with the process, whatever ends it
+        # unlinked: gone with the process, whatever ends that
+        with tempfile.TemporaryFile(prefix="advrbd-", dir=memory.folder) as file:
             reserve = getattr(os, "posix_fallocate", lambda handle, _, length: os.truncate(handle, length))
             reserve(file.fileno(), 0, total)  # now, since a full disk found out later kills the process
             return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:
-        room = f"{total / 2**30:.1f} GiB of pixels: {error.strerror}"
-        raise DatasetError(f"no temporary file for {room}; set TMPDIR to a folder with room") from error
+        room = f"no temporary file for {in_words(total)} of pixels in {memory.folder}: {error.strerror}"
+        raise DatasetError(f"{room}; set TMPDIR or --work-dir to a folder on a disk with room") from error

@@ -16,7 +16,7 @@ from advrbd.method.identification import for_groups, is_sharp
 from advrbd.method.partition import Partition
 from advrbd.method.separation import candidates, separate
 from advrbd.model.factory import Network
-from advrbd.model.inference import Outputs
+from advrbd.model.inference import Predictions
 from advrbd.model.run import Run
 
 
@@ -52,7 +52,7 @@ def plant_control(run: Run, examples: torch.Tensor, config: Config) -> Control:
 
 
 def find_control(
-    control: Control, network: Network, examples: torch.Tensor, outputs: Outputs, parts: Partition, config: Config
+    control: Control, network: Network, examples: torch.Tensor, outputs: Predictions, parts: Partition, config: Config
 ) -> bool:
     """Whether the stages find the copies: as one of the groups they would examine, and with a sharp answer.
 
@@ -63,8 +63,8 @@ def find_control(
     splits = separate(outputs, run.labels[examples], parts.seeds, config.separation, run.generator)
     chosen = candidates(splits, config.separation)
     for split in chosen:
-        inside = int((split.group & planted).sum())
-        if split.label == control.label and 2 * inside > max(int(split.group.sum()), int(planted.sum())):
+        inside = int(planted[split.inside].sum())
+        if split.label == control.label and 2 * inside > max(len(split.inside), int(planted.sum())):
             once = replace(config.enhancement, rounds=1)
             entry = enhance(run, network, examples, split, parts.seeds, once)
             return is_sharp(entry, for_groups(config.identification, len(chosen)))

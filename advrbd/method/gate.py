@@ -62,8 +62,7 @@ def check(
     run: Run, network: Network, findings: Findings, result: Result, config: Config, rescan: bool = False
 ) -> Check:
     """Judge the ``result`` and the clean ``network``; with ``rescan``, look for poison in it once more."""
-    seen = run.infer(network, result.after).logits.argmax(dim=1)
-    agrees = seen == result.labels[result.after]
+    agrees = run.predict(network, result.after).classes == result.labels[result.after]
     classes = tuple(_compare(run, findings, result, agrees, label) for label in range(run.class_count))
     doubts = _doubts_of_scan(run, findings) + _doubts_of_classes(classes, float(agrees.float().mean()), config.gate)
     failures = []

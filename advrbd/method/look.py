@@ -27,7 +27,7 @@ from advrbd.method.partition import partition
 from advrbd.method.relearning import relabel
 from advrbd.method.separation import Split, candidates, separate
 from advrbd.model.factory import Network
-from advrbd.model.inference import Outputs
+from advrbd.model.inference import Predictions
 from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, VERDICTS
 
@@ -64,11 +64,11 @@ def look(
     run, shown = (control.run, torch.cat([examples, control.examples])) if control else (run, examples)
     network = run.fresh_network()
     run.train(network, shown, config.warm_up, "warm-up")
-    outputs, parts = run.infer(network, shown), partition(run, network, shown, config.partition)
+    outputs, parts = run.predict(network, shown), partition(run, network, shown, config.partition)
     if control:
         findings.control_found = find_control(control, network, shown, outputs, parts, config)
     count, labels = len(examples), run.labels[examples]
-    outputs, seeds = Outputs(outputs.logits[:count], outputs.features[:count]), parts.seeds[:count]
+    outputs, seeds = Predictions(outputs.classes[:count], outputs.features[:count]), parts.seeds[:count]
     if findings.looks == 1:
         _check_learned(run, outputs, labels, findings)
     splits = separate(outputs, labels, seeds, config.separation, run.generator)
@@ -103,9 +103,9 @@ def has_learned(accuracy: float, labels: torch.Tensor) -> bool:
     return accuracy > guessing + LEARNED * (1 - guessing)
 
 
-def _check_learned(run: Run, outputs: Outputs, labels: torch.Tensor, findings: Findings) -> None:
+def _check_learned(run: Run, outputs: Predictions, labels: torch.Tensor, findings: Findings) -> None:
     """A model that didn't learn the task hasn't learned a backdoor either: nothing found means nothing then."""
-    accuracy = float((outputs.logits.argmax(dim=1) == labels).float().mean())
+    accuracy = float((outputs.classes == labels).float().mean())
     findings.blind = not has_learned(accuracy, labels)
     if findings.blind:
         advice = "it could not have seen a backdoor; try another --model"

@@ -12,6 +12,7 @@ from advrbd.config import PartitionSettings
 from advrbd.events import Progress
 from advrbd.method.perturbation import divergence
 from advrbd.model.factory import Network
+from advrbd.model.inference import Batches
 from advrbd.model.run import Run
 
 BATCH = 256
@@ -51,10 +52,13 @@ def partition(run: Run, network: Network, examples: torch.Tensor, settings: Part
 def _divergences(run: Run, network: Network, examples: torch.Tensor, settings: PartitionSettings) -> torch.Tensor:
     """The mean divergence float32 [M] of each image over the patches."""
     network.eval()
-    scores = []
+    scores, batches = [], Batches(BATCH, run.device)
     for chunk in examples.split(BATCH):
         images = run.pixels.batch(chunk, run.device.device)
-        drawn = [divergence(network, images, settings, run.device, run.generator).cpu() for _ in range(settings.masks)]
+        drawn = [
+            divergence(network, images, settings, run.device, run.generator, batches).cpu()
+            for _ in range(settings.masks)
+        ]
         scores.append(torch.stack(drawn).mean(dim=0))
         run.notify(Progress("partition", sum(map(len, scores)), len(examples)))
     return torch.cat(scores)

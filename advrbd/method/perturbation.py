@@ -10,6 +10,7 @@ from torch.nn import functional
 from advrbd.config import PartitionSettings
 from advrbd.model.device import Device
 from advrbd.model.factory import Network
+from advrbd.model.inference import Batches
 
 
 def random_patches(count: int, size: int, side: int, generator: torch.Generator) -> torch.Tensor:
@@ -20,29 +21,40 @@ def random_patches(count: int, size: int, side: int, generator: torch.Generator)
 
 
 def divergence(
-    network: Network, images: torch.Tensor, settings: PartitionSettings, device: Device, generator: torch.Generator
+    network: Network,
+    images: torch.Tensor,
+    settings: PartitionSettings,
+    device: Device,
+    generator: torch.Generator,
+    batches: Batches | None = None,
 ) -> torch.Tensor:
     """KL divergence float32 [B] in nats between the predictions on ``images`` [B, 3, S, S] and on perturbed ones.
 
     Larger = the image is more sensitive, which the paper finds of clean images. ``network`` is in eval mode.
     The perturbation starts from noise (at zero the divergence has no gradient), takes ``settings.steps`` signed
-    gradient steps within ``settings.epsilon`` on the patch, and stays inside [0, 1].
+    gradient steps within ``settings.epsilon`` on the patch, and stays inside [0, 1]. All is drawn at once, so the
+    size of the ``batches`` (default: all images in one) doesn't change what is drawn.
     """
     size = images.shape[-1]
     mask = random_patches(len(images), size, max(1, round(settings.patch * size)), generator).to(images.device)
     noise = torch.rand(images.shape, generator=generator).to(images.device)
-    delta = settings.epsilon * (2 * noise - 1) * mask
+    start = settings.epsilon * (2 * noise - 1) * mask
     step = 2 * settings.epsilon / max(1, settings.steps)
-    with torch.no_grad():
-        original = _log_probabilities(network, images, device)
-    for _ in range(settings.steps):
-        delta.requires_grad_(True)
-        moved = _log_probabilities(network, (images + delta).clamp(0, 1), device)
-        total = _kl(original, moved).sum()
-        (gradient,) = torch.autograd.grad(total, delta)
-        delta = (delta.detach() + step * gradient.sign() * mask).clamp(-settings.epsilon, settings.epsilon)
-    with torch.no_grad():
-        return _kl(original, _log_probabilities(network, (images + delta).clamp(0, 1), device))
+
+    def push(images: torch.Tensor, mask: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            original = _log_probabilities(network, images, device)
+        for _ in range(settings.steps):
+            delta = delta.detach().requires_grad_(True)
+            moved = _log_probabilities(network, (images + delta).clamp(0, 1), device)
+            total = _kl(original, moved).sum()
+            (gradient,) = torch.autograd.grad(total, delta)
+            delta = (delta.detach() + step * gradient.sign() * mask).clamp(-settings.epsilon, settings.epsilon)
+        with torch.no_grad():
+            return _kl(original, _log_probabilities(network, (images + delta).clamp(0, 1), device))
+
+    batches = batches or Batches(len(images), device)
+    return torch.cat(list(batches.map(push, images, mask, start)))
 
 
 def _log_probabilities(network: Network, images: torch.Tensor, device: Device) -> torch.Tensor:

@@ -13,12 +13,13 @@ from sklearn.cluster import KMeans
 from sklearn.covariance import ledoit_wolf
 
 from advrbd.config import SeparationSettings
-from advrbd.model.inference import Outputs
+from advrbd.model.inference import Outputs, Predictions
 
 
 @dataclass(frozen=True)
 class Split:
-    """A part of the class ``label`` against the rest of it; ``group`` bool [M] marks what would be the planted one.
+    """A part of the class ``label`` against the rest of it; ``inside`` int64 [K] are the positions, among ``count``
+    images, of what would be the planted group. There are many splits and few are examined, so each is kept small.
 
     ``parts``: into how many the class was cut. ``bimodality`` is Ashman's D along the line between group and rest
     (Ashman et al. 1994, AJ 108:2348; 2.65 for a halved Gaussian, higher = clearer), ``distance`` that between their
@@ -27,13 +28,21 @@ class Split:
 
     label: int
     parts: int
-    group: torch.Tensor
+    inside: torch.Tensor
+    count: int
     bimodality: float
     distance: float
 
+    @property
+    def group(self) -> torch.Tensor:
+        """The group as a mask, bool [count]."""
+        mask = torch.zeros(self.count, dtype=torch.bool)
+        mask[self.inside] = True
+        return mask
+
 
 def separate(
-    outputs: Outputs,
+    outputs: Outputs | Predictions,
     labels: torch.Tensor,
     seeds: torch.Tensor,
     settings: SeparationSettings,
@@ -43,7 +52,7 @@ def separate(
 
     Classes with fewer than twice ``settings.minimum_group`` images are passed over.
     """
-    whitened = _whiten(outputs.features.double(), labels, seeds)
+    whitened = _whiten(outputs.features, labels, seeds)
     splits: list[Split] = []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()
@@ -70,15 +79,18 @@ def candidates(splits: tuple[Split, ...], settings: SeparationSettings) -> tuple
 
 def _alike(one: Split, other: Split) -> bool:
     """More than half of what either holds is in both."""
-    return one.label == other.label and (one.group & other.group).sum() * 2 > (one.group | other.group).sum()
+    if one.label != other.label:
+        return False
+    both = int(torch.isin(one.inside, other.inside).sum())
+    return both * 2 > len(one.inside) + len(other.inside) - both
 
 
 def _whiten(features: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-    """Features [M, F] such that the seeds' covariance within their classes is the identity."""
-    centred = torch.empty_like(features)
+    """Features float64 [M, F] such that the seeds' covariance within their classes is the identity."""
+    centred = features.to(torch.float64, copy=True)  # changed in place: there is nothing larger but the pixels
     for label in labels.unique():
         members = labels == label
-        centred[members] = features[members] - features[members & seeds].mean(dim=0)
+        centred[members] -= centred[members & seeds].mean(dim=0)
     # shrunk, because there may be fewer seeds than features: what they don't span must not look infinitely far
     covariance = torch.from_numpy(ledoit_wolf(centred[seeds].numpy(), assume_centered=True)[0])
     ridge = 1e-6 * covariance.diagonal().mean() + 1e-12
@@ -109,9 +121,7 @@ def _cut(
     for inside in groups:
         if settings.minimum_group <= inside.sum() <= largest:
             bimodality, distance = _apart(points[inside], points[~inside])
-            group = torch.zeros(len(whitened), dtype=torch.bool)
-            group[members[inside]] = True
-            splits.append(Split(label, parts, group, bimodality, distance))
+            splits.append(Split(label, parts, members[inside], len(whitened), bimodality, distance))
     return splits
 
 

@@ -70,6 +70,12 @@ def choose_device(name: str = "auto") -> Device:
     return Device(torch.device("cpu"), dtype, f"cpu, {torch.get_num_threads()} threads, {precision} ({why})")
 
 
+def out_of_memory(device: Device, what: str) -> DeviceError:
+    """The error to raise where there is no memory left on ``device`` for ``what``."""
+    advice = "try a smaller --image-size or --model, or --device cpu"
+    return DeviceError(f"{device.device} has too little memory for {what}; {advice}")
+
+
 def _cuda(device: torch.device, why: str) -> Device:
     if not torch.cuda.is_available():
         raise DeviceError("no CUDA device is available here; use --device auto or --device cpu")

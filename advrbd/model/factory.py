@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from advrbd.errors import ModelError
-from advrbd.model.device import Device
+from advrbd.model.device import Device, out_of_memory
 
 # Dotted names in a timm model, and what comes there instead: pairs of numbers, and layers of torch.nn that have no more
 # to them than their repr says. That way the repr is also the code that makes the change (see ``saved``).
@@ -133,6 +133,8 @@ def _check_fits(network: Network, spec: ModelSpec, device: Device) -> None:
     try:
         with torch.no_grad():
             shape = network(probe).shape
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(device, f"{spec.name} at {spec.image_size} px") from error
     except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{spec.name} doesn't take {spec.image_size}-pixel images: {error}") from error
     if shape != (2, spec.class_count):

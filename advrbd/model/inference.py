@@ -1,14 +1,17 @@
 """What a trained network says of images: logits and penultimate features, batch by batch, nothing learned."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from advrbd.data.pixels import Pixels
-from advrbd.model.device import Device
+from advrbd.model.device import Device, out_of_memory
 from advrbd.model.factory import Network
 
 BATCH = 512
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,82 @@ class Outputs:
         return self.logits.softmax(dim=1)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Predictions:
+    """Per image, on the CPU: the most probable ``classes`` int64 [M] and ``features`` float32 [M, F].
+
+    What there is room for where all images of a folder with many classes are asked about."""
+
+    classes: torch.Tensor
+    features: torch.Tensor
+
+
+class Batches:
+    """Work on a device, up to ``size`` images at a time: half as many from the moment that its memory runs out.
+
+    For what looks at each image by itself. What trains isn't cut: the size of its batches is part of the method.
+    """
+
+    def __init__(self, size: int, device: Device) -> None:
+        self.size, self._device = size, device
+
+    def map(self, compute: Callable[..., Result], *tensors: torch.Tensor) -> Iterator[Result]:
+        """What ``compute`` makes of the ``tensors`` [M, ...], batch by batch in their order.
+
+        Raises ``DeviceError`` where there is no memory for a single image.
+        """
+        count, start = len(tensors[0]), 0
+        while True:
+            stop = min(start + self.size, count)
+            try:
+                result = compute(*(tensor[start:stop] for tensor in tensors))
+            except torch.OutOfMemoryError as error:
+                if stop - start <= 1:
+                    raise out_of_memory(self._device, "a single image") from error
+                self.size = (stop - start) // 2
+                continue
+            yield result
+            start = stop
+            if start == count:
+                return
+
+
 def infer(network: Network, pixels: Pixels, indices: torch.Tensor, device: Device, mirror: bool = False) -> Outputs:
     """Run ``network`` in eval mode on the images ``indices`` (int64 [M]); with ``mirror`` average over both sides."""
-    network.eval()
-    logits, features = [], []
-    for chunk in indices.split(BATCH):
+    return Outputs(*_gather(_asked(network, pixels, indices, device, mirror), len(indices)))
+
+
+def predict(network: Network, pixels: Pixels, indices: torch.Tensor, device: Device) -> Predictions:
+    """As ``infer``, but of the logits only which of them is the largest."""
+    asked = _asked(network, pixels, indices, device, mirror=False)
+    return Predictions(*_gather(((logits.argmax(dim=1), features) for logits, features in asked), len(indices)))
+
+
+def _asked(
+    network: Network, pixels: Pixels, indices: torch.Tensor, device: Device, mirror: bool
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits and features of one batch of images after the other."""
+
+    @torch.no_grad()
+    def ask(chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         images = pixels.batch(chunk, device.device)
         views = (images, images.flip(-1)) if mirror else (images,)
         with device.autocast():
             seen = [network.features(view) for view in views]
             said = [network.classify(view) for view in seen]
-        features.append((sum(view.float() for view in seen) / len(views)).cpu())
-        logits.append((sum(view.float() for view in said) / len(views)).cpu())
-    return Outputs(torch.cat(logits), torch.cat(features))
+        return tuple((sum(view.float() for view in each) / len(views)).cpu() for each in (said, seen))
+
+    network.eval()
+    return Batches(BATCH, device).map(ask, indices)
+
+
+def _gather(batches: Iterator[tuple[torch.Tensor, ...]], count: int) -> list[torch.Tensor]:
+    """The tensors of all batches, each put together to [count, ...] without ever being there twice."""
+    whole: list[torch.Tensor] = []
+    start = 0
+    for batch in batches:
+        whole = whole or [part.new_empty((count, *part.shape[1:])) for part in batch]
+        for target, part in zip(whole, batch, strict=True):
+            target[start : start + len(part)] = part
+        start += len(batch[0])
+    return whole

@@ -10,7 +10,7 @@ from advrbd.data.pixels import Pixels
 from advrbd.events import Event, ignore
 from advrbd.model.device import Device
 from advrbd.model.factory import ModelSpec, Network, build
-from advrbd.model.inference import Outputs, infer
+from advrbd.model.inference import Outputs, Predictions, infer, predict
 from advrbd.model.training import Objective, Targets, given, train
 from advrbd.workdir import Steps
 
@@ -68,3 +68,6 @@ class Run:
 
     def infer(self, network: Network, examples: torch.Tensor, mirror: bool = False) -> Outputs:
         return infer(network, self.pixels, examples, self.device, mirror)
+
+    def predict(self, network: Network, examples: torch.Tensor) -> Predictions:
+        return predict(network, self.pixels, examples, self.device)

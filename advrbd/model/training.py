@@ -17,7 +17,7 @@ from advrbd.data.augment import augment
 from advrbd.data.pixels import Pixels
 from advrbd.errors import ModelError
 from advrbd.events import Notify, Progress, ignore
-from advrbd.model.device import Device
+from advrbd.model.device import Device, out_of_memory
 from advrbd.model.factory import Network
 
 Targets = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
@@ -57,7 +57,8 @@ def train(
     The loss is the ``objective``, by default the cross-entropy with ``settings.label_smoothing``.
 
     SGD with Nesterov momentum for networks with batch normalisation, AdamW for the others; the learning rate rises
-    linearly over the first ``settings.rise`` of the steps and falls linearly to zero after.
+    linearly over the first ``settings.rise`` of the steps and falls linearly to zero after. Raises ``ModelError`` when
+    training diverges, ``DeviceError`` when the device has no memory for a batch.
     """
     batch_size = min(settings.batch_size, len(examples))
     steps_per_epoch = max(1, len(examples) // batch_size)
@@ -86,7 +87,11 @@ def train(
     with device.seeded(generator):  # dropout and the like draw from torch's global generator
         for epoch in range(1, epochs + 1):
             order = examples[torch.randperm(len(examples), generator=generator)][:images_per_epoch]
-            mean_loss = float(torch.stack([step(indices) for indices in order.split(batch_size)]).mean())
+            try:
+                mean_loss = float(torch.stack([step(indices) for indices in order.split(batch_size)]).mean())
+            except torch.OutOfMemoryError as error:
+                what = f"training on {batch_size} images of {pixels.size} px at once"
+                raise out_of_memory(device, what) from error
             if not math.isfinite(mean_loss):
                 raise ModelError(f"training diverged ({stage}); try another --model or --seed")
             speed = epoch * images_per_epoch / (time.perf_counter() - started)
