@@ -6,11 +6,13 @@ two, four and eight. How far a part stands apart says where to look; whether it 
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
 from sklearn.cluster import KMeans
 from sklearn.covariance import ledoit_wolf
+from sklearn.exceptions import ConvergenceWarning
 
 from advrbd.config import SeparationSettings
 from advrbd.model.inference import Outputs
@@ -18,7 +20,8 @@ from advrbd.model.inference import Outputs
 
 @dataclass(frozen=True)
 class Split:
-    """A part of the class ``label`` against the rest of it; ``group`` bool [M] marks what would be the planted one.
+    """A part of the class ``label`` against the rest of it; ``group`` int64 [K], ascending, are the positions of what
+    would be the planted one among the M images. Masks of all splits would take memory by classes times images.
 
     ``parts``: into how many the class was cut. ``bimodality`` is Ashman's D along the line between group and rest
     (Ashman et al. 1994, AJ 108:2348; 2.65 for a halved Gaussian, higher = clearer), ``distance`` that between their
@@ -41,9 +44,9 @@ def separate(
 ) -> tuple[Split, ...]:
     """Cut every class of M images in parts, given their ``outputs``, ``labels`` int64 [M] and ``seeds`` bool [M].
 
-    Classes with fewer than twice ``settings.minimum_group`` images are passed over.
+    Classes with fewer than twice ``settings.minimum_group`` images are passed over. Features have to be finite.
     """
-    whitened = _whiten(outputs.features.double(), labels, seeds)
+    whitened = _whiten(outputs.features, labels, seeds)
     splits: list[Split] = []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()
@@ -70,15 +73,23 @@ def candidates(splits: tuple[Split, ...], settings: SeparationSettings) -> tuple
 
 def _alike(one: Split, other: Split) -> bool:
     """More than half of what either holds is in both."""
-    return one.label == other.label and (one.group & other.group).sum() * 2 > (one.group | other.group).sum()
+    if one.label != other.label:
+        return False
+    both = int(torch.isin(one.group, other.group).sum())
+    return 2 * both > len(one.group) + len(other.group) - both
 
 
 def _whiten(features: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-    """Features [M, F] such that the seeds' covariance within their classes is the identity."""
-    centred = torch.empty_like(features)
+    """Features float64 [M, F] such that the seeds' covariance within their classes is the identity.
+
+    A class without any seed (all of its seeds may be copies of the control) has to be its own reference.
+    """
+    centred, seeds = features.to(torch.float64, copy=True), seeds.clone()
     for label in labels.unique():
         members = labels == label
-        centred[members] = features[members] - features[members & seeds].mean(dim=0)
+        if not (members & seeds).any():
+            seeds |= members
+        centred[members] -= centred[members & seeds].mean(dim=0)
     # shrunk, because there may be fewer seeds than features: what they don't span must not look infinitely far
     covariance = torch.from_numpy(ledoit_wolf(centred[seeds].numpy(), assume_centered=True)[0])
     ridge = 1e-6 * covariance.diagonal().mean() + 1e-12
@@ -100,7 +111,9 @@ def _cut(
     if len(points.unique(dim=0)) < parts:
         return []
     seed = int(torch.randint(2**31, (), generator=generator))
-    cluster = KMeans(parts, n_init=settings.starts, random_state=seed).fit_predict(points.numpy())
+    with warnings.catch_warnings():  # beside an outlier, rounding may leave fewer points than parts: some are empty
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        cluster = KMeans(parts, n_init=settings.starts, random_state=seed).fit_predict(points.numpy())
     groups = [torch.from_numpy(cluster == number) for number in range(parts)]
     if parts == 2:
         groups = groups[_foreign(groups, seeds[members]) :][:1]
@@ -109,9 +122,7 @@ def _cut(
     for inside in groups:
         if settings.minimum_group <= inside.sum() <= largest:
             bimodality, distance = _apart(points[inside], points[~inside])
-            group = torch.zeros(len(whitened), dtype=torch.bool)
-            group[members[inside]] = True
-            splits.append(Split(label, parts, group, bimodality, distance))
+            splits.append(Split(label, parts, members[inside], bimodality, distance))
     return splits
 
 
