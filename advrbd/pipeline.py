@@ -18,7 +18,7 @@ import timm
 import torch
 
 from advrbd.config import Config
-from advrbd.data import folder, pixels
+from advrbd.data import duplicates, folder, pixels
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import DatasetError, UntrustedError
 from advrbd.events import Caution, Note, Notify, ignore
@@ -187,6 +187,8 @@ def prepare(
     index, images = pixels.load(index, size, notify, config.decoding)
     if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
         raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} readable images, too few to train on")
+    for message in duplicates.warnings_of(index):
+        notify(Caution(message))
     generator = torch.Generator().manual_seed(config.seed)
     mean, std = images.statistics(usable(index), generator)
     labels = torch.tensor([file.label for file in index.files])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from advrbd.data.pixels import Pixels
+from advrbd.errors import DivergedError
 from advrbd.model.device import Device
 from advrbd.model.factory import Network
 
@@ -25,7 +26,10 @@ class Outputs:
 
 @torch.no_grad()
 def infer(network: Network, pixels: Pixels, indices: torch.Tensor, device: Device, mirror: bool = False) -> Outputs:
-    """Run ``network`` in eval mode on the images ``indices`` (int64 [M]); with ``mirror`` average over both sides."""
+    """Run ``network`` in eval mode on the images ``indices`` (int64 [M]); with ``mirror`` average over both sides.
+
+    Raises ``DivergedError`` where it says anything but finite numbers, from which no verdict may follow.
+    """
     network.eval()
     logits, features = [], []
     for chunk in indices.split(BATCH):
@@ -36,4 +40,7 @@ def infer(network: Network, pixels: Pixels, indices: torch.Tensor, device: Devic
             said = [network.classify(view) for view in seen]
         features.append((sum(view.float() for view in seen) / len(views)).cpu())
         logits.append((sum(view.float() for view in said) / len(views)).cpu())
-    return Outputs(torch.cat(logits), torch.cat(features))
+    outputs = Outputs(torch.cat(logits), torch.cat(features))
+    if not (outputs.logits.isfinite().all() and outputs.features.isfinite().all()):
+        raise DivergedError("what the model says of some images are no finite numbers; try another --model or --seed")
+    return outputs

@@ -15,7 +15,7 @@ from torch.nn import functional
 from advrbd.config import TrainingSettings
 from advrbd.data.augment import augment
 from advrbd.data.pixels import Pixels
-from advrbd.errors import ModelError
+from advrbd.errors import DivergedError, ModelError
 from advrbd.events import Notify, Progress, ignore
 from advrbd.model.device import Device
 from advrbd.model.factory import Network
@@ -57,8 +57,11 @@ def train(
     The loss is the ``objective``, by default the cross-entropy with ``settings.label_smoothing``.
 
     SGD with Nesterov momentum for networks with batch normalisation, AdamW for the others; the learning rate rises
-    linearly over the first ``settings.rise`` of the steps and falls linearly to zero after.
+    linearly over the first ``settings.rise`` of the steps and falls linearly to zero after. Raises ``DivergedError``
+    after an epoch whose mean loss isn't finite, ``ModelError`` where there are fewer than two images.
     """
+    if len(examples) < 2:  # batch normalisation can't work on one
+        raise ModelError(f"{len(examples)} images are too few to train on ({stage})")
     batch_size = min(settings.batch_size, len(examples))
     steps_per_epoch = max(1, len(examples) // batch_size)
     epochs = max(settings.epochs, math.ceil(settings.minimum_steps / steps_per_epoch))
@@ -88,7 +91,7 @@ def train(
             order = examples[torch.randperm(len(examples), generator=generator)][:images_per_epoch]
             mean_loss = float(torch.stack([step(indices) for indices in order.split(batch_size)]).mean())
             if not math.isfinite(mean_loss):
-                raise ModelError(f"training diverged ({stage}); try another --model or --seed")
+                raise DivergedError(f"training diverged ({stage}); try another --model or --seed")
             speed = epoch * images_per_epoch / (time.perf_counter() - started)
             detail = f"epoch {epoch}/{epochs}, loss {mean_loss:.3f}, {speed:.0f} images/s"
             notify(Progress(stage, epoch * images_per_epoch, epochs * images_per_epoch, detail=detail))
