@@ -4,6 +4,7 @@ AdvrbdError                what was asked for can't be done; the message says wh
 ├── DatasetError           the folder is missing, has no classes, too few images, ...
 ├── DecoderError           the processes that decode images can't be started
 ├── ModelError             an unknown model, or one that doesn't fit the images
+│   └── DivergedError      a training whose loss, or a model whose answers, are no finite numbers
 ├── DeviceError            a device that isn't there, or has too little memory
 ├── ReportError            a report or a manifest that can't be read or doesn't belong to the folder
 ├── SettingsError          a settings file, a variable or an ignore file that can't be used
@@ -30,6 +31,10 @@ class DecoderError(AdvrbdError):
 
 class ModelError(AdvrbdError):
     """The model is unknown to timm or doesn't fit the images."""
+
+
+class DivergedError(ModelError):
+    """A training fell apart: the loss or what the model says are no finite numbers."""
 
 
 class DeviceError(AdvrbdError):

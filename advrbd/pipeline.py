@@ -18,7 +18,7 @@ import timm
 import torch
 
 from advrbd.config import Config
-from advrbd.data import pixels, sources
+from advrbd.data import duplicates, pixels, sources
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import DatasetError, OutputError, UntrustedError
 from advrbd.events import Caution, Note, Notify, ignore
@@ -231,6 +231,8 @@ def prepare(
     index, images = pixels.load(index, spec.image_size, notify, config.decoding, left)
     if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
         raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} readable images, too few to train on")
+    for message in duplicates.warnings_of(index):
+        notify(Caution(message))
     generator = torch.Generator().manual_seed(config.seed)
     mean, std = images.statistics(usable(index), generator)
     labels = torch.tensor([file.label for file in index.files])

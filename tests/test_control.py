@@ -70,7 +70,7 @@ def test_a_scan_whose_model_learned_nothing_says_that_it_could_not_look(digits_f
 def test_classes_that_could_not_be_cut_are_named_with_the_reason(run):
     labels = torch.tensor([0, 1, 2]).repeat_interleave(30).tolist() + [3] * 15
     found = Findings.nothing(len(labels))
-    splits = tuple(Split(label, 2, torch.empty(0, dtype=torch.int64), len(labels), 3.0, 5.0) for label in (0, 1))
+    splits = tuple(Split(label, 2, torch.arange(0), 3.0, 5.0) for label in (0, 1))
     _check_separation(run, torch.tensor(labels), splits, Config(), found)
     few, alike = found.cautions
     assert few.startswith("1 classes have fewer than 20 images")

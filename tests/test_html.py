@@ -471,11 +471,10 @@ def test_every_verdict_status_and_figure_has_words():
     statuses = {value for name, value in vars(folder).items() if name.isupper() and isinstance(value, str)}
     assert set(wording.STATUSES) == statuses - {OK}
     assert set(wording.VERDICTS) == set(report.VERDICTS)
-    group = torch.tensor([True, False])
     examined = identify(
         torch.zeros(2, dtype=torch.int64),
-        (Split(0, 2, torch.tensor([0]), 2, 5.0, 8.0),),
-        (Enhanced(0, group.float(), 0.1),),
+        (Split(0, 2, torch.tensor([0]), 5.0, 8.0),),
+        (Enhanced(0, torch.tensor([1.0, 0.0]), 0.1),),
         IdentificationSettings(),
     )
     assert set(wording.FIGURES) == {*examined.evidence[0], "denied"}  # the last one comes with the second opinion

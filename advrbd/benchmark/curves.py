@@ -61,7 +61,8 @@ def _rounds(case: Case, run: Run, network: Network, examples: torch.Tensor, part
     if case.attack is None or not groups:
         return []
     group = max(groups, key=lambda split: split.bimodality).group
-    trusted = (parts.seeds | (labels != label)) & ~group
+    trusted = parts.seeds | (labels != label)
+    trusted[group] = False
     learned = torch.zeros(len(run.labels), dtype=torch.bool)
     learned[examples[group]] = True
     expert, settings = copy.deepcopy(network), config.enhancement

@@ -144,11 +144,11 @@ def baseline(kind: type[Defence], case: Case) -> dict:
     started = time.perf_counter()
     try:
         defended = defence.defend(run, examples, network, trusted)
+        main, gpu = peak_memory()
+        entry |= {"seconds": _since(started), "peak_mb": main, "peak_gpu_mb": gpu}
+        entry |= _found(case, index, examples, defended) | judge(defended.network, case.held_out)
     except (DefenceError, ModelError) as error:
-        return about(case) | {"defences": {kind.name: entry | {"error": str(error)}}}
-    main, gpu = peak_memory()
-    entry |= {"seconds": _since(started), "peak_mb": main, "peak_gpu_mb": gpu}
-    entry |= _found(case, index, examples, defended) | judge(defended.network, case.held_out)
+        entry |= {"error": str(error)}
     return about(case) | {"defences": {kind.name: entry}}
 
 

@@ -46,7 +46,7 @@ def detection(files: Iterable[FileResult], role: dict[str, str]) -> Detection:
     """Hold the files of a report against the truth: the role of each path, ``clean`` for those that aren't in it."""
     readable = [file for file in files if file.score is not None]
     roles = np.array([role.get(file.path, CLEAN) for file in readable])
-    suspects = np.array([file.suspect for file in readable])
+    suspects = np.array([file.suspect for file in readable], dtype=bool)
     score = np.array([file.score for file in readable])
     poisoned, clean, cover, mislabelled = (roles == role for role in (POISON, CLEAN, COVER, MISLABELLED))
     auroc = float("nan")

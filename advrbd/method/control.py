@@ -63,8 +63,8 @@ def find_control(
     splits = separate(outputs, run.labels[examples], parts.seeds, config.separation, run.generator)
     chosen = candidates(splits, config.separation)
     for split in chosen:
-        inside = int(planted[split.inside].sum())
-        if split.label == control.label and 2 * inside > max(len(split.inside), int(planted.sum())):
+        inside = int(planted[split.group].sum())
+        if split.label == control.label and 2 * inside > max(len(split.group), int(planted.sum())):
             once = replace(config.enhancement, rounds=1)
             entry = enhance(run, network, examples, split, parts.seeds, once)
             return is_sharp(entry, for_groups(config.identification, len(chosen)))

@@ -48,8 +48,10 @@ def enhance(
     round counts.
     """
     in_class = run.labels[examples] == split.label
-    half = _halves(len(examples), (split.group, in_class & ~split.group), run.generator)
-    learned, unlearned = split.group, (seeds | ~in_class) & ~split.group
+    learned = torch.zeros(len(examples), dtype=torch.bool)
+    learned[split.group] = True
+    half = _halves(len(examples), (learned, in_class & ~learned), run.generator)
+    unlearned = (seeds | ~in_class) & ~learned
     best = Enhanced(split.label, torch.zeros(len(examples)), float("inf"))
     for number in range(1, settings.rounds + 1):
         stage = f"enhance {run.class_name(split.label)!r}, round {number}"

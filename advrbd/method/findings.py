@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from advrbd.data import duplicates
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import ReportError
 from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, ClassVerdict, FileResult, Report, worst
@@ -57,7 +58,7 @@ class Findings:
 def as_report(index: FolderIndex, findings: Findings, run_block: dict) -> Report:
     """The report on the folder: a row per file, sorted by path, and a verdict per class."""
     files = tuple(_row(index, findings, position) for position in range(len(index.files)))
-    cautions = list(findings.cautions)
+    cautions = [*findings.cautions, *duplicates.warnings_of(index)]
     if unread := sum(file.status != OK for file in files):
         cautions.append(f"{unread} files could not be read: nothing is known of them, and something else may read them")
     counts = Counter(file.label for file in files)

@@ -55,7 +55,7 @@ def identify(
         examined = [entry for entry in enhanced if entry.label == label]
         if not examined:  # others stood out more, and a split alone convicts nobody
             verdicts[label] = CLEAN
-            score[clearest.inside] = settings.unexamined
+            score[clearest.group] = settings.unexamined
             continue
         sharpest = min(examined, key=lambda entry: entry.ambiguity)
         convictions[label] = conviction = _conviction(sharpest.ambiguity, settings)

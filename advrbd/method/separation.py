@@ -6,11 +6,13 @@ two, four and eight. How far a part stands apart says where to look; whether it 
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
 from sklearn.cluster import KMeans
 from sklearn.covariance import ledoit_wolf
+from sklearn.exceptions import ConvergenceWarning
 
 from advrbd.config import SeparationSettings
 from advrbd.model.inference import Outputs, Predictions
@@ -18,8 +20,8 @@ from advrbd.model.inference import Outputs, Predictions
 
 @dataclass(frozen=True)
 class Split:
-    """A part of the class ``label`` against the rest of it; ``inside`` int64 [K] are the positions, among ``count``
-    images, of what would be the planted group. There are many splits and few are examined, so each is kept small.
+    """A part of the class ``label`` against the rest of it; ``group`` int64 [K], ascending, are the positions of what
+    would be the planted one among the M images. Masks of all splits would take memory by classes times images.
 
     ``parts``: into how many the class was cut. ``bimodality`` is Ashman's D along the line between group and rest
     (Ashman et al. 1994, AJ 108:2348; 2.65 for a halved Gaussian, higher = clearer), ``distance`` that between their
@@ -28,17 +30,9 @@ class Split:
 
     label: int
     parts: int
-    inside: torch.Tensor
-    count: int
+    group: torch.Tensor
     bimodality: float
     distance: float
-
-    @property
-    def group(self) -> torch.Tensor:
-        """The group as a mask, bool [count]."""
-        mask = torch.zeros(self.count, dtype=torch.bool)
-        mask[self.inside] = True
-        return mask
 
 
 def separate(
@@ -50,7 +44,7 @@ def separate(
 ) -> tuple[Split, ...]:
     """Cut every class of M images in parts, given their ``outputs``, ``labels`` int64 [M] and ``seeds`` bool [M].
 
-    Classes with fewer than twice ``settings.minimum_group`` images are passed over.
+    Classes with fewer than twice ``settings.minimum_group`` images are passed over. Features have to be finite.
     """
     whitened = _whiten(outputs.features, labels, seeds)
     splits: list[Split] = []
@@ -81,15 +75,20 @@ def _alike(one: Split, other: Split) -> bool:
     """More than half of what either holds is in both."""
     if one.label != other.label:
         return False
-    both = int(torch.isin(one.inside, other.inside).sum())
-    return both * 2 > len(one.inside) + len(other.inside) - both
+    both = int(torch.isin(one.group, other.group).sum())
+    return 2 * both > len(one.group) + len(other.group) - both
 
 
 def _whiten(features: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-    """Features float64 [M, F] such that the seeds' covariance within their classes is the identity."""
-    centred = features.to(torch.float64, copy=True)  # changed in place: there is nothing larger but the pixels
+    """Features float64 [M, F] such that the seeds' covariance within their classes is the identity.
+
+    A class without any seed (all of its seeds may be copies of the control) has to be its own reference.
+    """
+    centred, seeds = features.to(torch.float64, copy=True), seeds.clone()
     for label in labels.unique():
         members = labels == label
+        if not (members & seeds).any():
+            seeds |= members
         centred[members] -= centred[members & seeds].mean(dim=0)
     # shrunk, because there may be fewer seeds than features: what they don't span must not look infinitely far
     covariance = torch.from_numpy(ledoit_wolf(centred[seeds].numpy(), assume_centered=True)[0])
@@ -112,7 +111,9 @@ def _cut(
     if len(points.unique(dim=0)) < parts:
         return []
     seed = int(torch.randint(2**31, (), generator=generator))
-    cluster = KMeans(parts, n_init=settings.starts, random_state=seed).fit_predict(points.numpy())
+    with warnings.catch_warnings():  # beside an outlier, rounding may leave fewer points than parts: some are empty
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        cluster = KMeans(parts, n_init=settings.starts, random_state=seed).fit_predict(points.numpy())
     groups = [torch.from_numpy(cluster == number) for number in range(parts)]
     if parts == 2:
         groups = groups[_foreign(groups, seeds[members]) :][:1]
@@ -121,7 +122,7 @@ def _cut(
     for inside in groups:
         if settings.minimum_group <= inside.sum() <= largest:
             bimodality, distance = _apart(points[inside], points[~inside])
-            splits.append(Split(label, parts, members[inside], len(whitened), bimodality, distance))
+            splits.append(Split(label, parts, members[inside], bimodality, distance))
     return splits
 
 

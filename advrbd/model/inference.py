@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 
 from advrbd.data.pixels import Pixels
+from advrbd.errors import DivergedError
 from advrbd.model.device import Device, out_of_memory
 from advrbd.model.factory import Network
 
@@ -67,7 +68,10 @@ class Batches:
 
 
 def infer(network: Network, pixels: Pixels, indices: torch.Tensor, device: Device, mirror: bool = False) -> Outputs:
-    """Run ``network`` in eval mode on the images ``indices`` (int64 [M]); with ``mirror`` average over both sides."""
+    """Run ``network`` in eval mode on the images ``indices`` (int64 [M]); with ``mirror`` average over both sides.
+
+    Raises ``DivergedError`` where it says anything but finite numbers, from which no verdict may follow.
+    """
     return Outputs(*_gather(_asked(network, pixels, indices, device, mirror), len(indices)))
 
 
@@ -89,7 +93,11 @@ def _asked(
         with device.autocast():
             seen = [network.features(view) for view in views]
             said = [network.classify(view) for view in seen]
-        return tuple((sum(view.float() for view in each) / len(views)).cpu() for each in (said, seen))
+        answers = tuple((sum(view.float() for view in each) / len(views)).cpu() for each in (said, seen))
+        if not all(answer.isfinite().all() for answer in answers):
+            advice = "try another --model or --seed"
+            raise DivergedError(f"what the model says of some images are no finite numbers; {advice}")
+        return answers
 
     network.eval()
     return Batches(BATCH, device).map(ask, indices)

@@ -1,18 +1,22 @@
 """What all steps of one run share, and what each of them does with it: build, train and ask networks."""
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from advrbd.config import TrainingSettings
 from advrbd.data.pixels import Pixels
-from advrbd.events import Event, ignore
+from advrbd.errors import DivergedError
+from advrbd.events import Caution, Event, ignore
 from advrbd.model.device import Device
 from advrbd.model.factory import ModelSpec, Network, build
 from advrbd.model.inference import Outputs, Predictions, infer, predict
 from advrbd.model.training import Objective, Targets, given, train
 from advrbd.workdir import Steps
+
+SLOWER = 0.1  # the learning rate after a training that diverged
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,27 @@ class Run:
         targets: Targets | None = None,
         objective: Objective | None = None,
     ) -> float:
-        """Train ``network`` in place, by default on the labels of the folder; returns the last epoch's mean loss."""
+        """Train ``network`` in place, by default on the labels of the folder; returns the last epoch's mean loss.
+
+        One that diverges is begun once more, with a tenth of the learning rate. Who brings an ``objective`` gets the
+        ``DivergedError`` at once: what becomes of a loss without a bound is a result.
+        """
         targets = given(self.labels) if targets is None else targets
-        means = self.device, self.generator, self.notify
+
+        def attempt(settings: TrainingSettings) -> float:
+            means = self.device, self.generator, self.notify
+            return train(network, self.pixels, examples, targets, settings, *means, stage, objective)
 
         def compute() -> dict[str, torch.Tensor]:
-            loss = train(network, self.pixels, examples, targets, settings, *means, stage, objective)
+            start = copy.deepcopy(network.state_dict())
+            try:
+                loss = attempt(settings)
+            except DivergedError:
+                if objective is not None:
+                    raise
+                self.notify(Caution(f"training diverged ({stage}): once more with a tenth of the learning rate"))
+                network.load_state_dict(start)
+                loss = attempt(replace(settings, learning_rate=SLOWER * settings.learning_rate))
             return network.state_dict() | {"loss": torch.tensor(loss, dtype=torch.float64)}
 
         state = dict(self.steps.remember(stage, (examples, self.labels), self.generator, compute))

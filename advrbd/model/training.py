@@ -15,7 +15,7 @@ from torch.nn import functional
 from advrbd.config import TrainingSettings
 from advrbd.data.augment import augment
 from advrbd.data.pixels import Pixels
-from advrbd.errors import ModelError
+from advrbd.errors import DivergedError, ModelError
 from advrbd.events import Notify, Progress, ignore
 from advrbd.model.device import Device, out_of_memory
 from advrbd.model.factory import Network
@@ -57,9 +57,12 @@ def train(
     The loss is the ``objective``, by default the cross-entropy with ``settings.label_smoothing``.
 
     SGD with Nesterov momentum for networks with batch normalisation, AdamW for the others; the learning rate rises
-    linearly over the first ``settings.rise`` of the steps and falls linearly to zero after. Raises ``ModelError`` when
-    training diverges, ``DeviceError`` when the device has no memory for a batch.
+    linearly over the first ``settings.rise`` of the steps and falls linearly to zero after. Raises ``DivergedError``
+    after an epoch whose mean loss isn't finite, ``ModelError`` where there are fewer than two images, ``DeviceError``
+    when the device has no memory for a batch.
     """
+    if len(examples) < 2:  # batch normalisation can't work on one
+        raise ModelError(f"{len(examples)} images are too few to train on ({stage})")
     batch_size = min(settings.batch_size, len(examples))
     steps_per_epoch = max(1, len(examples) // batch_size)
     epochs = max(settings.epochs, math.ceil(settings.minimum_steps / steps_per_epoch))
@@ -93,7 +96,7 @@ def train(
                 what = f"training on {batch_size} images of {pixels.size} px at once"
                 raise out_of_memory(device, what) from error
             if not math.isfinite(mean_loss):
-                raise ModelError(f"training diverged ({stage}); try another --model or --seed")
+                raise DivergedError(f"training diverged ({stage}); try another --model or --seed")
             speed = epoch * images_per_epoch / (time.perf_counter() - started)
             detail = f"epoch {epoch}/{epochs}, loss {mean_loss:.3f}, {speed:.0f} images/s"
             notify(Progress(stage, epoch * images_per_epoch, epochs * images_per_epoch, detail=detail))
