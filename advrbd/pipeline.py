@@ -7,7 +7,6 @@ clean = scan (or take a report), relearn a model on what is kept, relabel the su
 import os
 import platform
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,17 +17,17 @@ import timm
 import torch
 
 from advrbd.config import Config
-from advrbd.data import duplicates, pixels, sources
-from advrbd.data.folder import OK, FolderIndex
+from advrbd.data import sources
+from advrbd.data.folder import FolderIndex
 from advrbd.errors import DatasetError, OutputError, UntrustedError
 from advrbd.events import Caution, Note, Notify, ignore
-from advrbd.memory import choose_memory, in_words
+from advrbd.memory import choose_memory
 from advrbd.method.findings import Findings, as_report, from_report, which_accepted
 from advrbd.method.gate import GOOD, Check, Result, check
 from advrbd.method.look import find
 from advrbd.method.relearning import fine_tune, relabel, relearn
-from advrbd.model.device import Device, choose_device
-from advrbd.model.factory import ModelSpec, Network, build, choose_model, explain_choice
+from advrbd.model.device import repeatable
+from advrbd.model.factory import ModelSpec, Network
 from advrbd.model.run import Run
 from advrbd.output import (
     COPY,
@@ -41,7 +40,8 @@ from advrbd.output import (
     link_cautions,
     written_folder,
 )
-from advrbd.plan import Plan, make_plan, table_bytes
+from advrbd.plan import Plan, make_plan
+from advrbd.preparation import MINIMUM_IMAGES, choose, prepare, usable
 from advrbd.reports.accepted import accept
 from advrbd.reports.report import Report
 from advrbd.reports.tables import fingerprint, read_report
@@ -49,7 +49,6 @@ from advrbd.version import __version__
 from advrbd.workdir import WorkDir
 from advrbd.writing import check_apart, check_target_folder
 
-MINIMUM_IMAGES = 100
 LIBRARIES = ("numpy", "pillow", "scikit-learn", "torchvision")
 """Besides torch and timm, what the numbers of a run depend on: its work directory is no use to other versions."""
 ACTIONS = ("relabel", "drop", "quarantine")
@@ -204,60 +203,8 @@ def plan_scan(
     config, memory = config or Config(), choose_memory(memory_budget, work_dir)
     if work_dir is not None:
         check_apart(Path(work_dir), sources.territory(Path(path), root))
-    index, spec, device, network = _choose(path, config, split, notify, root)
+    index, spec, device, network = choose(path, config, split, notify, root)
     return make_plan(index, network, spec, device, config, memory)
-
-
-def prepare(
-    path: str | os.PathLike,
-    config: Config,
-    split: str | None = None,
-    notify: Notify = ignore,
-    root: str | os.PathLike | None = None,
-    memory_budget: int | None = None,
-    work_dir: str | os.PathLike | None = None,
-) -> tuple[FolderIndex, Run]:
-    """Index and decode the folder, and choose the device and the model, with a note on each choice.
-
-    Raises an ``AdvrbdError`` when the folder, the model or the device can't be used, or the memory isn't enough.
-    """
-    memory = choose_memory(memory_budget, work_dir)
-    index, spec, device, network = _choose(path, config, split, notify, root)
-    tables = table_bytes(len(index.files), network, spec, config)
-    if tables > memory.budget and not memory.asked:
-        what = f"about {in_words(tables)} besides their pixels"
-        notify(Caution(f"{len(index.files)} images take {what}, more than half of the memory that is free"))
-    left = memory.without(tables, len(index.files))
-    index, images = pixels.load(index, spec.image_size, notify, config.decoding, left)
-    if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
-        raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} readable images, too few to train on")
-    for message in duplicates.warnings_of(index):
-        notify(Caution(message))
-    generator = torch.Generator().manual_seed(config.seed)
-    mean, std = images.statistics(usable(index), generator)
-    labels = torch.tensor([file.label for file in index.files])
-    return index, Run(
-        images.to(device.device), labels, replace(spec, mean=mean, std=std), device, generator, notify, index.classes
-    )
-
-
-def _choose(
-    path: str | os.PathLike, config: Config, split: str | None, notify: Notify, root: str | os.PathLike | None
-) -> tuple[FolderIndex, ModelSpec, Device, Network]:
-    """The index of the folder, the model and the device, and a network to try them with."""
-    index = sources.index(path, split, root)
-    if read_as := sources.told(index):
-        notify(Note(read_as))
-    device = choose_device(config.device)
-    notify(Note(f"device: {device.reason}"))
-    if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
-        raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} images, too few to train the model on")
-    side = pixels.typical_side(index, config.decoding)
-    name, arguments, size = choose_model(config.model, side, device, config.image_size)
-    spec = ModelSpec(name, len(index.classes), size, arguments=arguments, pretrained=config.pretrained)
-    network = build(spec, device, torch.Generator())  # a model that doesn't fit is an error now, not after decoding
-    notify(Note(f"model: {explain_choice(config.model, spec, side, device)}"))
-    return index, spec, device, network
 
 
 def _targets(path: Path, out: Path, quarantine: str | os.PathLike | None, action: str) -> tuple[Path, Path]:
@@ -302,31 +249,6 @@ def _steps(
         if steps.kept:
             run.notify(Note(f"work directory: {steps.kept} steps of an interrupted run are there"))
         yield replace(run, steps=steps)
-
-
-@contextmanager
-def repeatable(device: Device) -> Iterator[None]:
-    """On CUDA, deterministic algorithms wherever torch has them; its settings are restored at the end.
-
-    Where it has none, two runs may differ, as they may on other kinds of processor, with other versions or another
-    number of threads (pytorch.org/docs/stable/notes/randomness.html). On other devices nothing is changed.
-    """
-    if device.device.type != "cuda":
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*deterministic")  # nothing that the user could do about it
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def usable(index: FolderIndex) -> torch.Tensor:
-    """The images that could be read, as positions in the ``index``, int64 [M]."""
-    return torch.tensor([position for position, file in enumerate(index.files) if file.status == OK])
 
 
 def _new_labels(

@@ -31,6 +31,7 @@ from advrbd.method.gate import Check
 from advrbd.model import saved
 from advrbd.model.factory import build
 from advrbd.output import QUARANTINED, decide, written_folder
+from advrbd.preparation import prepare
 from advrbd.reports.report import FileResult, Report
 from advrbd.reports.tables import render
 from advrbd.workdir import WorkDir
@@ -232,7 +233,7 @@ def test_a_full_disk_leaves_what_was_there(step, digits_folder, tmp_path, snapsh
 @pytest.fixture(scope="module")
 def prepared(digits_folder):
     """What ``clean`` knows of the digits before it trains."""
-    return advrbd.pipeline.prepare(digits_folder, Config(model="test_resnet", device="cpu"))
+    return prepare(digits_folder, Config(model="test_resnet", device="cpu"))
 
 
 @pytest.fixture

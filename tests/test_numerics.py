@@ -39,7 +39,7 @@ from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
 from advrbd.model.inference import Outputs
 from advrbd.model.run import Run
-from advrbd.pipeline import prepare
+from advrbd.preparation import prepare
 from advrbd.reports.report import POISONED, UNEXAMINED, FileResult
 from advrbd.reports.tables import render
 

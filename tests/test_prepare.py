@@ -11,8 +11,8 @@ from advrbd.benchmark.drill import drill
 from advrbd.benchmark.matrix import Unit
 from advrbd.config import Config, DecodingSettings
 from advrbd.errors import DatasetError, DecoderError
-from advrbd.model.device import Device
-from advrbd.pipeline import prepare, repeatable, usable
+from advrbd.model.device import Device, repeatable
+from advrbd.preparation import prepare, usable
 
 QUICK = Config(model="test_resnet", device="cpu")
 SMALL = DecodingSettings(max_pixels=16 * 16 - 1)

@@ -20,10 +20,11 @@ from advrbd.data import folder
 from advrbd.data.folder import FolderIndex
 from advrbd.data.pixels import Pixels
 from advrbd.method.relearning import relearn
+from advrbd.model.device import repeatable
 from advrbd.model.factory import Network
 from advrbd.model.run import Run
 from advrbd.model.saved import load_model, save_model
-from advrbd.pipeline import prepare, repeatable, usable
+from advrbd.preparation import prepare, usable
 
 TRUSTED_SHARE = 0.05
 """So many images, as a share of the training images, are given to a defence that needs some that are surely clean."""

@@ -14,7 +14,7 @@ from advrbd.method.partition import Partition, partition
 from advrbd.method.separation import separate
 from advrbd.model.factory import Network
 from advrbd.model.run import Run
-from advrbd.pipeline import usable
+from advrbd.preparation import usable
 
 ROUNDS = 5
 RADIUS, SIDE = 1.0, 9  # of the landscape, in lengths of the weights, and its points along an axis

@@ -27,8 +27,9 @@ from advrbd.data import folder
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import AdvrbdError, DefenceError, ModelError
 from advrbd.output import DROPPED, RELABELLED
-from advrbd.pipeline import clean, usable
+from advrbd.pipeline import clean
 from advrbd.pipeline import scan as run_scan
+from advrbd.preparation import usable
 from advrbd.reports.report import FileResult
 from advrbd.reports.tables import render
 from advrbd.version import __version__

@@ -30,7 +30,8 @@ from advrbd.errors import AdvrbdError, DatasetError, OutputError
 from advrbd.events import Event, Note, Notify, Progress, ignore
 from advrbd.model.device import choose_device
 from advrbd.model.factory import Network, choose_model
-from advrbd.pipeline import MINIMUM_IMAGES, scan, train_plainly
+from advrbd.pipeline import scan, train_plainly
+from advrbd.preparation import MINIMUM_IMAGES
 
 TOOK = 0.5
 """The attack success rate from which on an attack took."""

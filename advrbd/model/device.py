@@ -1,5 +1,6 @@
 """Where the tensors live, in which precision the models run, and why."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -88,3 +89,23 @@ def _cuda(device: torch.device, why: str) -> Device:
     dtype = torch.bfloat16 if native else torch.float16
     precision = str(dtype).removeprefix("torch.")
     return Device(device, dtype, f"{device}, {torch.cuda.get_device_name(device)}, {precision} autocast ({why})")
+
+
+@contextmanager
+def repeatable(device: Device) -> Iterator[None]:
+    """On CUDA, deterministic algorithms wherever torch has them; its settings are restored at the end.
+
+    Where it has none, two runs may differ, as they may on other kinds of processor, with other versions or another
+    number of threads (pytorch.org/docs/stable/notes/randomness.html). On other devices nothing is changed.
+    """
+    if device.device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*deterministic")  # nothing that the user could do about it
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,0 +1,83 @@
+"""What every job does first: index the folder, choose device and model, decode each image once."""
+
+import os
+from dataclasses import replace
+
+import torch
+
+from advrbd.config import Config
+from advrbd.data import duplicates, pixels, sources
+from advrbd.data.folder import OK, FolderIndex
+from advrbd.errors import DatasetError
+from advrbd.events import Caution, Note, Notify, ignore
+from advrbd.memory import choose_memory, in_words
+from advrbd.model.device import Device, choose_device
+from advrbd.model.factory import ModelSpec, Network, build, choose_model, explain_choice
+from advrbd.model.run import Run
+from advrbd.plan import table_bytes
+
+MINIMUM_IMAGES = 100
+
+
+def prepare(
+    path: str | os.PathLike,
+    config: Config,
+    split: str | None = None,
+    notify: Notify = ignore,
+    root: str | os.PathLike | None = None,
+    memory_budget: int | None = None,
+    work_dir: str | os.PathLike | None = None,
+) -> tuple[FolderIndex, Run]:
+    """Index and decode the folder, and choose the device and the model, with a note on each choice.
+
+    Raises an ``AdvrbdError`` when the folder, the model or the device can't be used, or the memory isn't enough.
+    """
+    memory = choose_memory(memory_budget, work_dir)
+    index, spec, device, network = choose(path, config, split, notify, root)
+    tables = table_bytes(len(index.files), network, spec, config)
+    if tables > memory.budget and not memory.asked:
+        what = f"about {in_words(tables)} besides their pixels"
+        notify(Caution(f"{len(index.files)} images take {what}, more than half of the memory that is free"))
+    left = memory.without(tables, len(index.files))
+    index, images = pixels.load(index, spec.image_size, notify, config.decoding, left)
+    if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
+        raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} readable images, too few to train on")
+    for message in duplicates.warnings_of(index):
+        notify(Caution(message))
+    generator = torch.Generator().manual_seed(config.seed)
+    mean, std = images.statistics(usable(index), generator)
+    labels = torch.tensor([file.label for file in index.files])
+    return index, Run(
+        images.to(device.device), labels, replace(spec, mean=mean, std=std), device, generator, notify, index.classes
+    )
+
+
+def choose(
+    path: str | os.PathLike,
+    config: Config,
+    split: str | None = None,
+    notify: Notify = ignore,
+    root: str | os.PathLike | None = None,
+) -> tuple[FolderIndex, ModelSpec, Device, Network]:
+    """The index of the folder, the model and the device, and a network to try them with; nothing is decoded yet.
+
+    Raises an ``AdvrbdError`` as ``prepare`` does.
+    """
+    index = sources.index(path, split, root)
+    if read_as := sources.told(index):
+        notify(Note(read_as))
+    device = choose_device(config.device)
+    notify(Note(f"device: {device.reason}"))
+    if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
+        raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} images, too few to train the model on")
+    side = pixels.typical_side(index, config.decoding)
+    name, arguments, size = choose_model(config.model, side, device, config.image_size)
+    spec = ModelSpec(name, len(index.classes), size, arguments=arguments, pretrained=config.pretrained)
+    network = build(spec, device, torch.Generator())  # a model that doesn't fit is an error now, not after decoding
+    notify(Note(f"model: {explain_choice(config.model, spec, side, device)}"))
+    return index, spec, device, network
+
+
+def usable(index: FolderIndex) -> torch.Tensor:
+    """The images that could be read, as positions in the ``index``, int64 [M]."""
+    return torch.tensor([position for position, file in enumerate(index.files) if file.status == OK])
