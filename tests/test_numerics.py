@@ -29,7 +29,7 @@ from advrbd.data.duplicates import MANY, warnings_of
 from advrbd.data.folder import OK, UNREADABLE, FolderIndex, ImageFile
 from advrbd.data.pixels import Pixels
 from advrbd.errors import DivergedError, ModelError
-from advrbd.events import Caution
+from advrbd.events import Caution, ignore
 from advrbd.method.enhancement import Enhanced, _ambiguity
 from advrbd.method.findings import Findings, as_report
 from advrbd.method.identification import identify, second_opinion
@@ -55,7 +55,7 @@ HARDLY_ANYTHING = Config(
 WILD = TrainingSettings(epochs=2, minimum_steps=0, learning_rate=1e30)
 
 
-def run_on(images: np.ndarray, labels: list[int], notify=lambda _: None) -> Run:
+def run_on(images: np.ndarray, labels: list[int], notify=ignore) -> Run:
     pixels, generator = Pixels(torch.from_numpy(images)), torch.Generator().manual_seed(0)
     mean, std = pixels.statistics(torch.arange(len(images)), generator)
     spec = ModelSpec("test_resnet", max(labels) + 1, images.shape[1], mean=mean, std=std)
@@ -105,7 +105,7 @@ def test_images_without_contrast_are_normalised_by_finite_numbers():
 @st.composite
 def classes_of_features(draw):
     """Features as a wild model might give them, with the labels and seeds that go with them."""
-    sizes = draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+    sizes = draw(st.lists(st.integers(1, 40), min_size=2, max_size=4))
     labels = torch.cat([torch.full((size,), label) for label, size in enumerate(sizes)])
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     features = torch.randn(len(labels), draw(st.integers(1, 6)), generator=generator)
@@ -179,9 +179,7 @@ def test_scores_are_probabilities_and_only_convicted_classes_have_suspects(files
     carries = torch.zeros(2, 3 * count)
     carries[:, :count] = torch.tensor([file[:2] for file in files]).T
     splits = tuple(Split(label, 2, torch.arange(label * count, label * count + 1), bimodality, 1.0) for label in (0, 1))
-    enhanced = tuple(
-        Enhanced(0, probability, ambiguity) for probability, ambiguity in zip(carries, (one, other), strict=True)
-    )
+    enhanced = (Enhanced(0, carries[0], one), Enhanced(0, carries[1], other))
     found = identify(labels, splits, enhanced, IdentificationSettings())
     assert found.score.shape == found.carries.shape == found.suspects.shape == (3 * count,)
     for probability in (found.score, found.carries):
