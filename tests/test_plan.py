@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -112,6 +113,7 @@ def test_a_plan_of_a_million_files_takes_two_gigabytes_at_most(digits_folder, tm
         check=True,
         timeout=600,
     )
+    shutil.rmtree(tmp_path)  # pytest would keep it for a while
     files, peak = map(int, done.stdout.split())
     assert files == 1_000_000
     assert peak < 2 * 2**30
