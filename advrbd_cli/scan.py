@@ -118,7 +118,6 @@ def scan(
     chosen = accepted.chosen_files(data, split, root, files_from, null)
 
     from advrbd.config import Config, DecodingSettings
-    from advrbd.pipeline import plan_scan
     from advrbd.pipeline import scan as run_scan
     from advrbd.reports.accepted import accept
     from advrbd.reports.report import POISONED
@@ -130,6 +129,8 @@ def scan(
     config = replace(config, decoding=DecodingSettings(max_pixels))
     given = {"split": split, "root": root, "work_dir": work_dir, "memory_budget": budget}
     if dry_run:
+        from advrbd.pipeline import plan_scan
+
         plan.show(plan_scan(data, config, **given, notify=console.Narrator(False)), wanted)
         return
     with console.Narrator(progress) as narrator:

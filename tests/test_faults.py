@@ -27,9 +27,11 @@ from advrbd.config import Config
 from advrbd.data import pixels
 from advrbd.data.folder import index
 from advrbd.errors import AdvrbdError, OutputError, WorkDirError
+from advrbd.memory import Memory
 from advrbd.method.gate import Check
 from advrbd.model import saved
-from advrbd.model.factory import build
+from advrbd.model.device import choose_device
+from advrbd.model.factory import ModelSpec, build, choose_model
 from advrbd.output import QUARANTINED, decide, written_folder
 from advrbd.preparation import prepare
 from advrbd.reports.report import FileResult, Report
@@ -179,16 +181,13 @@ def keep_a_step(_root: Path, place: Path) -> None:
 
 
 def store_pixels(_root: Path, place: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(place))
-        patch.setattr(pixels, "MEMORY_LIMIT_BYTES", 0)
-        pixels._allocate(1000, 16)
+    pixels._allocate(1000, 16, Memory(0, place))
 
 
 def save_model(_root: Path, place: Path) -> None:
-    config, device = Config(model="test_resnet"), advrbd.pipeline.choose_device("cpu")
-    name, arguments, size = advrbd.pipeline.choose_model(config.model, 16, device, None)
-    spec = advrbd.pipeline.ModelSpec(name, 2, size, arguments=arguments)
+    device = choose_device("cpu")
+    name, arguments, size = choose_model("test_resnet", 16, device)
+    spec = ModelSpec(name, 2, size, arguments=arguments)
     saved.save_model(place / "model", build(spec, device, torch.Generator()), spec, ("a", "b"))
 
 
