@@ -90,7 +90,7 @@ def place(tmp_path, digits_folder) -> Path:
         (tmp_path / name).mkdir(parents=True)
     for name in ("one/cat/1.png", "few/cat/1.png", "few/dog/2.png", "full/mine.png"):
         shutil.copy(next(digits_folder.glob("3/*.png")), tmp_path / name)
-    (tmp_path / "garbage.csv").write_text("hello\n")
+    (tmp_path / "garbage.bin").write_text("hello\n")
     (tmp_path / "work" / "mine").touch()
     return tmp_path
 
@@ -113,7 +113,7 @@ POISON = ("poison", "../data", "--attack")
     ("arguments", "message"),
     [
         pytest.param(("scan", "../missing", *CSV), "no such folder: ../missing", id="missing"),
-        pytest.param(("scan", "../garbage.csv", *CSV), "../garbage.csv is a file", id="file"),
+        pytest.param(("scan", "../garbage.bin", *CSV), "../garbage.bin is a file", id="file"),
         pytest.param(("scan", "../empty", *CSV), "holds no class folders", id="no classes"),
         pytest.param(("scan", "../one", *CSV), "one class only (cat)", id="one class"),
         pytest.param(("scan", "../hollow", *TINY, *CSV), "no readable image in class 'x'", id="unreadable class"),

@@ -451,7 +451,7 @@ def test_clean_refuses_a_folder_that_a_file_was_added_to(tmp_path, digits_folder
     files = tuple(FileResult(file.path, listed.class_name(file), OK, file.sha256, score=0.0) for file in listed.files)
     (tmp_path / "report.json").write_bytes(render(Report(files, ()), "json"))
     (tmp_path / "all.csv").write_bytes(render(Report(files, ()), "csv", all_files=True))
-    shutil.copy(tmp_path / "data" / files[0].path, tmp_path / "data" / "9" / "added.png")
+    (data / "9" / "added.png").write_bytes((data / files[0].path).read_bytes() + b"other bytes")
     before, heard = snapshot(tmp_path), []
     config = Config(model="test_resnet", device="cpu")
     with pytest.raises(ReportError, match="some were added, removed or changed since"):
