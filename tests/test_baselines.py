@@ -66,7 +66,7 @@ def undefended(run) -> Network:
     """A network that learned the digits and the backdoor."""
     own = fresh(run, seed=0)
     network = own.fresh_network()
-    own.train(network, EXAMPLES, short(12, 0.1), "train")
+    own.train(network, EXAMPLES, short(24, 0.1), "train")  # long enough to have settled on any processor
     return network
 
 
@@ -191,7 +191,7 @@ def test_fine_tuning_learns_from_the_clean_images_alone(run, undefended, clean):
     """Whose labels are turned here, so that what was learned from them shows."""
     turned = replace(fresh(run), labels=run.labels.clone())
     turned.labels[clean] = 9 - run.labels[clean]
-    network = FineTuning(training=short(10, 0.05)).defend(turned, EXAMPLES, undefended, clean).network
+    network = FineTuning(training=short(20, 0.05)).defend(turned, EXAMPLES, undefended, clean).network
     said = run.infer(network, EXAMPLES).logits.argmax(dim=1)
     others = ~torch.isin(EXAMPLES, clean) & (run.labels != TARGET)
     assert (said[clean] == 9 - run.labels[clean]).float().mean() > 0.7

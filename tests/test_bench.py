@@ -570,13 +570,13 @@ def test_a_scan_is_held_against_the_truth_and_cleaning_goes_on_from_its_report(p
 
 
 def test_the_data_of_figures_is_by_role_and_starts_before_the_first_round(planted, monkeypatch):
-    monkeypatch.setattr(curves, "ROUNDS", 2)
+    monkeypatch.setattr(curves, "ROUNDS", 6)
     monkeypatch.setattr(curves, "SIDE", 3)
     made = DEFENCES["figures"].run(case_of(planted))["figures"]
     assert {role: len(values) for role, values in made["divergence"].items()} == {"clean": 180, "poison": 20}
     assert min(min(values) for values in made["divergence"].values()) > -1e-3
-    assert [entry["round"] for entry in made["rounds"]] == [0, 1, 2]
-    assert made["rounds"][2]["acc"] < made["rounds"][0]["acc"]  # it forgets the task
+    assert [entry["round"] for entry in made["rounds"]] == list(range(7))
+    assert made["rounds"][6]["acc"] < made["rounds"][0]["acc"]  # it forgets the task
     assert [len(made["landscape"][kind]) for kind in ("clean", "poison")] == [3, 3]
     json.dumps(made)
 
