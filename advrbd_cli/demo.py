@@ -35,6 +35,7 @@ def demo(
     from advrbd.output import decisions_csv
     from advrbd.pipeline import clean as run_clean
     from advrbd.pipeline import scan as run_scan
+    from advrbd.reports.html import render_html
     from advrbd.reports.tables import render
 
     images, labels, held_out, held_out_labels = digits(seed)
@@ -48,7 +49,8 @@ def demo(
         with console.Narrator(progress) as narrator:
             report = run_scan(folder / "poisoned", config, notify=narrator)
             write_whole(folder / "report.json", render(report, "json"))
-            scan.summarise(report, out / "report.json")
+            write_whole(folder / "report.html", render_html(report, out / "poisoned", place=folder / "poisoned"))
+            scan.summarise(report, out / "report.json", out / "report.html")
             cleaned = run_clean(
                 folder / "poisoned", folder / "clean", config, report=folder / "report.json", notify=narrator
             )

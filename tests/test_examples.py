@@ -332,3 +332,29 @@ def test_the_actions_scan(stub, tmp_path, data, steps, code):
     assert told == ("" if code == 2 else "advrbd: **poisoned**, 2 suspects, 0 of them accepted\n")
     assert not (tmp_path / "work" / "pwned").exists()
     assert json.loads((tmp_path / "work" / given["REPORT"]).read_text())["verdict"] == POISONED
+
+
+def test_speed_compares_what_it_measured(digits_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    spec = importlib.util.spec_from_file_location("example_speed", ROOT / "examples" / "speed.py")
+    speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speed)
+    tiny = ["--model", "test_resnet", "--device", "cpu", "--peers", "d-br", "--json", str(tmp_path / "speed.json")]
+    monkeypatch.setattr(sys, "argv", ["speed.py", str(digits_folder), *tiny])
+    speed.main()
+    ours, peer = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert (ours["name"], peer["name"]) == ("advrbd", "d-br")
+    assert min(ours["seconds"], peer["seconds"]) > 0
+    assert 0 <= peer["auroc"] <= 1
+    assert peer["tpr"] > 0  # it suspects 5 % of the files, and was told how many there are
+    out = capsys.readouterr().out
+    assert "badnets, 5.0% of 300 files" in out
+    assert f"| d-br | {peer['seconds']:.1f} | {peer['seconds'] / ours['seconds']:.2f} |" in out
+    assert "| advrbd | " in out
+
+
+def test_speed_knows_its_peers(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "speed.py"), str(tmp_path), "--peers", "clp"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "no such peer: clp" in done.stderr
