@@ -13,18 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
-from test_workdir import QUICK, scanned
+from jsonschema import Draft202012Validator
+from test_workdir import scanned
 
 import advrbd
-from advrbd import pipeline
 from advrbd.attacks import BadNets
 from advrbd.attacks.plant import plant
+from advrbd.benchmark.digits import digits, write_image_folder
 from advrbd.config import PartitionSettings, TrainingSettings
 from advrbd.data.pixels import Pixels
-from advrbd.errors import DeviceError, DivergedError, PeerLostError
+from advrbd.errors import DatasetError, DeviceError, DivergedError, PeerLostError
 from advrbd.method.partition import partition
 from advrbd.method.perturbation import divergence
 from advrbd.model import peers as peers_module
@@ -54,31 +56,45 @@ def free_port() -> int:
 
 
 @contextmanager
-def helped(**popen) -> Iterator[tuple[Peers, subprocess.Popen]]:
-    """This process as the leader, and the other one, which ends with the context."""
+def helped(code: int) -> Iterator[tuple[Device, subprocess.Popen]]:
+    """This process as the leader, on the CPU, and a helper, which ends with ``code`` and without a word."""
     port = free_port()
     command = [sys.executable, "-m", "advrbd_cli", "scan"]
+    environment = os.environ | surroundings(1, port)
     with (
         pytest.MonkeyPatch.context() as patch,
-        subprocess.Popen(command, env=os.environ | surroundings(1, port), stderr=subprocess.PIPE, text=True) as helper,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as helper,
     ):
+        for name, value in surroundings(0, port).items():
+            patch.setenv(name, value)
         try:
-            for name, value in surroundings(0, port).items():
-                patch.setenv(name, value)
             with joined() as peers:
-                yield peers, helper
+                yield replace(ONE, peers=peers), helper
         finally:
-            if torch.distributed.is_initialized():
+            if torch.distributed.is_initialized():  # as it is where a process ends with an error
                 torch.distributed.destroy_process_group()
-            helper.kill() if sys.exc_info()[0] else None
+            patience = Timer(100, helper.kill)
+            patience.start()
+            said = helper.communicate()[0]
+            patience.cancel()
+        assert (said, helper.returncode) == (b"", code)
+
+
+@contextmanager
+def among(peers: Peers) -> Iterator[None]:
+    """What runs here is one of these processes."""
+    token = peers_module._current.set(peers)
+    try:
+        yield
+    finally:
+        peers_module._current.reset(token)
 
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Device]:
-    """The CPU, and a helper; it is let go without a word on its stderr."""
-    with helped() as (peers, helper):
-        yield replace(ONE, peers=peers)
-    assert (helper.communicate(timeout=60)[1], helper.returncode) == ("", 0)
+    """Both of them; tests with other helpers come first, since a process has one group at a time."""
+    with helped(0) as (device, _), among(ALONE):
+        yield device
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +121,18 @@ def trained(device: Device, images: torch.Tensor, model: str, settings: Training
 def same(one: Network, other: Network) -> None:
     for (name, mine), theirs in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_helper_that_is_killed_is_an_error_and_no_wait(images):
+    with pytest.raises(PeerLostError, match="another process of this run ended"), helped(-9) as (device, helper):
+        trained(device, images, "test_resnet")
+        helper.kill()
+        trained(device, images, "test_resnet")
+
+
+def test_a_leader_that_fails_lets_its_helper_go():
+    with pytest.raises(DatasetError, match="mine"), helped(2):
+        raise DatasetError("mine")
 
 
 @pytest.mark.parametrize("model", ["test_vit", "test_resnet", "test_efficientnet"])
@@ -171,7 +199,7 @@ def test_who_brings_an_objective_trains_alone(two, images):
 
     def objective(network, batch, labels):
         seen.append(len(batch))
-        return network(batch).square().mean()
+        return (network(batch) - labels[:, None]).square().mean()
 
     run.train(run.fresh_network(), torch.arange(COUNT), SHORT, "train", objective=objective)
     assert set(seen) == {9}
@@ -193,17 +221,15 @@ def test_shares_are_all_there_is_once_and_in_order(total, count):
 
 
 def test_the_device_of_each_process(monkeypatch):
-    token = peers_module._current.set(Peers(1, 4, 1))
-    try:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with among(Peers(1, 4, 1)):
         chosen = choose_device()
         assert (chosen.device.type, chosen.peers) == ("cpu", Peers(1, 4, 1))
         for name in ("cuda:0", "mps"):
             with pytest.raises(DeviceError, match=f"4 processes can't work on {name}; use --device auto, cuda or cpu"):
                 choose_device(name)
-    finally:
-        peers_module._current.reset(token)
-    assert choose_device("cpu").peers is ALONE
+    with among(ALONE):
+        assert choose_device("cpu").peers is ALONE
 
 
 @pytest.fixture(scope="module")
@@ -216,18 +242,67 @@ def data(digits_folder, tmp_path_factory) -> Path:
     return root / "data"
 
 
-def test_a_scan_is_shared_and_its_work_kept_for_as_many_processes(two, data, tmp_path, monkeypatch):
+def test_a_scan_is_shared_and_its_work_kept_for_as_many_processes(two, data, tmp_path):
     whole = scanned(data)
-    token = peers_module._current.set(two.peers)
-    try:
+    with among(two.peers):
         shared = scanned(data, work_dir=tmp_path / "work")
         kept = len(list((tmp_path / "work").glob(f"*{SUFFIX}")))
         assert scanned(data, work_dir=tmp_path / "work", resume=True) == shared
-    finally:
-        peers_module._current.reset(token)
     assert (whole["run"].pop("processes"), shared["run"].pop("processes")) == (1, 2)
     assert kept == len(list((tmp_path / "work").glob(f"*{SUFFIX}"))) > 3
     assert [file["path"] for file in shared["files"]] == [file["path"] for file in whole["files"]]
     assert [file["sha256"] for file in shared["files"]] == [file["sha256"] for file in whole["files"]]
     with pytest.raises(advrbd.AdvrbdError, match=r"other device, processes"):
         scanned(data, work_dir=tmp_path / "work", resume=True)
+
+
+QUICKLY = """
+import sys
+from dataclasses import replace
+import advrbd.config, advrbd.pipeline
+sys.path.insert(0, {tests!r})
+from test_workdir import QUICK
+advrbd.config.Config = lambda **given: replace(QUICK, **given)
+from advrbd_cli.app import main
+main()
+"""
+SCAN = ("scan", "data", "-o", "report.json", "--all-files", "--exit-zero", "--device", "cpu")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def report_of(*words: str, cwd: Path) -> tuple[dict, str]:
+    """The report that a scan in the folder ``cwd`` writes, and its stderr."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    report = json.loads((cwd / "report.json").read_bytes())
+    schema = Path(advrbd.__file__).parent / "reports" / "schema" / "report-1.json"
+    Draft202012Validator(json.loads(schema.read_bytes())).validate(report)
+    (cwd / "report.json").unlink()
+    return report, done.stderr
+
+
+def test_torchrun_starts_a_scan_that_writes_and_says_everything_once(data, tmp_path, snapshot):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "quickly.py").write_text(QUICKLY.format(tests=str(Path(__file__).parent)))
+    before = snapshot(tmp_path)
+    report, said = report_of(*TORCHRUN, "quickly.py", *SCAN, "--model", "test_resnet", cwd=tmp_path)
+    assert snapshot(tmp_path) == before
+    assert report["run"]["processes"] == 2
+    for start in ("device: ", "model: ", "decode: ", "verdict: "):
+        assert sum(line.startswith(start) for line in said.splitlines()) == 1, said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_report_of_one(tmp_path):
+    shown, labels, _, _ = digits()
+    write_image_folder(shown[labels < 4], labels[labels < 4], tmp_path / "clean")
+    plant(tmp_path / "clean", tmp_path / "data", BadNets(seed=0), "3", 0.05)
+    (one, _), (two, _) = (report_of(*words, "-m", "advrbd_cli", *SCAN, cwd=tmp_path) for words in ((), TORCHRUN))
+    suspects = [{file["path"] for file in report["files"] if file["suspect"]} for report in (one, two)]
+    assert one["verdict"] == two["verdict"] == "poisoned"
+    assert [entry["verdict"] for entry in one["classes"]] == [entry["verdict"] for entry in two["classes"]]
+    assert len(suspects[0] & suspects[1]) >= 0.9 * len(suspects[0] | suspects[1]) > 0
