@@ -35,6 +35,7 @@ from advrbd.model.factory import ModelSpec, Network
 from advrbd.model.peers import ALONE, Peers, joined
 from advrbd.model.run import Run
 from advrbd.workdir import SUFFIX
+from advrbd_cli.launch import part_of
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="no gloo here")
 
@@ -211,6 +212,22 @@ def test_more_processes_than_images_in_a_batch_are_refused(images):
         trained(crowd, images, "test_resnet")
 
 
+def test_what_cannot_be_shared_is_done_once():
+    done = []
+
+    def app(**_) -> int:
+        return done.append("ran") or 1
+
+    ranks = [{"WORLD_SIZE": "3", "RANK": rank} for rank in "012"]
+    assert [part_of(app, ["env"], rank)() for rank in ranks] == [1, 0, 0]
+    assert done == ["ran"]
+    for alone in ({}, {"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": "many", "RANK": "0"}, {"WORLD_SIZE": "3"}):
+        assert part_of(app, ["scan"], alone) is app
+    parts = [part_of(app, ["clean"], rank) for rank in ranks]
+    assert app not in parts
+    assert parts[1] is parts[2] is not parts[0]
+
+
 @pytest.mark.parametrize(("total", "count"), [(0, 2), (1, 3), (7, 3), (9, 3), (512, 7)])
 def test_shares_are_all_there_is_once_and_in_order(total, count):
     parts = [range(total)[Peers(rank, count).share(total)] for rank in range(count)]
@@ -284,6 +301,7 @@ def report_of(*words: str, cwd: Path) -> tuple[dict, str]:
     return report, done.stderr
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_scan_that_writes_and_says_everything_once(data, tmp_path, snapshot):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "quickly.py").write_text(QUICKLY.format(tests=str(Path(__file__).parent)))
