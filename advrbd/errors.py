@@ -6,6 +6,7 @@ AdvrbdError                what was asked for can't be done; the message says wh
 ├── ModelError             an unknown model, or one that doesn't fit the images
 │   └── DivergedError      a training whose loss, or a model whose answers, are no finite numbers
 ├── DeviceError            a device that isn't there, or has too little memory
+│   └── PeerLostError      another process of the run ended before its end
 ├── ReportError            a report or a manifest that can't be read or doesn't belong to the folder
 ├── SettingsError          a settings file, a variable or an ignore file that can't be used
 ├── OutputError            a target that exists, overlaps the input or can't be written
@@ -39,6 +40,10 @@ class DivergedError(ModelError):
 
 class DeviceError(AdvrbdError):
     """The device that was asked for isn't there, or has too little memory."""
+
+
+class PeerLostError(DeviceError):
+    """Another process of the same run ended, so its share of the work is missing."""
 
 
 class ReportError(AdvrbdError):

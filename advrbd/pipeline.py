@@ -288,6 +288,7 @@ def _run_block(run: Run, config: Config, seconds: float) -> dict:
         "timm": timm.__version__,
         "python": platform.python_version(),
         "device": run.device.reason,
+        "processes": run.device.peers.count,
         "model": run.spec.as_dict(),
         "config": config.as_dict(),
         "seconds": round(seconds, 1),

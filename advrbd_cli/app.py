@@ -1,11 +1,13 @@
 """The commands, gathered. Nothing here imports torch: help, version and usage errors answer at once."""
 
+import os
+import sys
 from typing import Annotated
 
 import typer
 
 from advrbd.version import __version__
-from advrbd_cli import bench, clean, demo, drill, env, exits, poison, scan, schema, verify
+from advrbd_cli import bench, clean, demo, drill, env, exits, launch, poison, scan, schema, verify
 from advrbd_cli.settings import Configured
 
 app = typer.Typer(
@@ -48,4 +50,4 @@ def root(
 
 def main() -> None:
     """The console script."""
-    exits.guard(app)
+    exits.guard(launch.part_of(app, sys.argv[1:2], os.environ))

@@ -16,7 +16,7 @@ ROOT = Path(advrbd.__file__).parents[1]
 FLOORS = (
     ("data", "memory", "writing", "reading", "errors", "events", "config", "version"),
     ("reports", "output", "manifest", "verification", "workdir", "attacks", "model"),
-    ("method", "baselines", "plan", "preparation"),
+    ("method", "baselines", "plan", "preparation", "helper"),
     ("pipeline",),
     ("benchmark",),
     ("advrbd_cli",),

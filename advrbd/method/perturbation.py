@@ -4,12 +4,16 @@ Equation 3 of the paper (arXiv:2405.12719): KL(f(x) || f(x + m * delta)), m a ra
 make the divergence large. Parameters get no gradients and batch statistics don't move.
 """
 
+from collections.abc import Callable
+from dataclasses import asdict
+
 import torch
 from torch.nn import functional
 
 from advrbd.config import PartitionSettings
 from advrbd.model.device import Device
 from advrbd.model.factory import Network
+from advrbd.model.helping import handed_out
 from advrbd.model.inference import Batches
 
 
@@ -39,6 +43,18 @@ def divergence(
     mask = random_patches(len(images), size, max(1, round(settings.patch * size)), generator).to(images.device)
     noise = torch.rand(images.shape, generator=generator).to(images.device)
     start = settings.epsilon * (2 * noise - 1) * mask
+    push = pushing(network, device, asdict(settings), batches)
+    with handed_out(device, "push", network, settings=asdict(settings)):
+        own = device.peers.deal(images, mask, start)
+        return device.peers.collect(push(*own), len(images))[0]
+
+
+def pushing(
+    network: Network, device: Device, settings: dict, batches: Batches | None = None
+) -> Callable[..., tuple[torch.Tensor]]:
+    """A function from images [B, 3, S, S], their masks and the perturbation to start from, all on ``device``, to the
+    divergence float32 [B]; ``settings`` are those of the partition, ``batches`` as in ``divergence``."""
+    settings = PartitionSettings(**settings)
     step = 2 * settings.epsilon / max(1, settings.steps)
 
     def push(images: torch.Tensor, mask: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
@@ -53,8 +69,10 @@ def divergence(
         with torch.no_grad():
             return _kl(original, _log_probabilities(network, (images + delta).clamp(0, 1), device))
 
-    batches = batches or Batches(len(images), device)
-    return torch.cat(list(batches.map(push, images, mask, start)))
+    def compute(*drawn: torch.Tensor) -> tuple[torch.Tensor]:
+        return (torch.cat(list((batches or Batches(len(drawn[0]), device)).map(push, *drawn))),)
+
+    return compute
 
 
 def _log_probabilities(network: Network, images: torch.Tensor, device: Device) -> torch.Tensor:

@@ -3,20 +3,23 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from advrbd.errors import DeviceError
+from advrbd.model.peers import ALONE, Peers, current
 
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device, the autocast type on it (None: plain float32), and the reason of the choice, for the user."""
+    """A torch device, the autocast type on it (None: plain float32), the reason of the choice, for the user, and the
+    processes that work together, each on such a device of its own."""
 
     device: torch.device
     autocast_dtype: torch.dtype | None
     reason: str
+    peers: Peers = ALONE
 
     def autocast(self, unscaled_gradients: bool = False) -> torch.autocast:
         """The autocast context; none in float16 where gradients aren't scaled, since small ones would vanish."""
@@ -41,8 +44,21 @@ def _seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
 def choose_device(name: str = "auto") -> Device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a ``Device``.
 
-    ``auto`` takes CUDA before MPS before the CPU. Raises ``DeviceError`` when the device isn't there.
+    ``auto`` takes CUDA before MPS before the CPU. Of several processes, which work on CUDA or the CPU alone, each takes
+    the GPU of its own number on its machine. Raises ``DeviceError`` when the device isn't there.
     """
+    peers = current()
+    if peers.count == 1:
+        return _choose(name)
+    if name.startswith(("cuda:", "mps")):
+        raise DeviceError(f"{peers.count} processes can't work on {name}; use --device auto, cuda or cpu")
+    if name == "auto" and not torch.cuda.is_available():
+        name = "cpu"
+    chosen = _choose(f"cuda:{peers.local}" if name == "cuda" or name == "auto" else name)
+    return replace(chosen, reason=f"{chosen.reason}, the first of {peers.count} processes", peers=peers)
+
+
+def _choose(name: str) -> Device:
     if name == "auto":
         if torch.cuda.is_available():
             name, why = "cuda", "a CUDA device is available"

@@ -45,13 +45,22 @@ class Network(nn.Module):
     """A timm model behind its own normalisation.
 
     ``forward`` maps pixels float [B, 3, H, W] in [0, 1] to logits [B, classes]; ``features`` to the penultimate
-    features [B, F], which ``classify`` maps to logits. ``changes`` is what sets ``backbone`` apart from timm's model.
+    features [B, F], which ``classify`` maps to logits. ``changes`` is what sets ``backbone`` apart from timm's model,
+    ``spec`` what it was built from.
     """
 
-    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], changes: Changes) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        changes: Changes,
+        spec: ModelSpec | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.changes = changes
+        self.spec = spec
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -124,7 +133,7 @@ def build(spec: ModelSpec, device: Device, generator: torch.Generator, fetch: bo
     if fetched:
         config = resolve_model_data_config(backbone)
         mean, std = config["mean"], config["std"]
-    network = Network(backbone, mean, std, changes).to(device.device, memory_format=torch.channels_last)
+    network = Network(backbone, mean, std, changes, spec).to(device.device, memory_format=torch.channels_last)
     _check_fits(network.eval(), spec, device)
     return network
 

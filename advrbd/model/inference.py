@@ -10,6 +10,7 @@ from advrbd.data.pixels import Pixels
 from advrbd.errors import DivergedError
 from advrbd.model.device import Device, out_of_memory
 from advrbd.model.factory import Network
+from advrbd.model.helping import handed_out
 
 BATCH = 512
 Result = TypeVar("Result")
@@ -85,22 +86,32 @@ def _asked(
     network: Network, pixels: Pixels, indices: torch.Tensor, device: Device, mirror: bool
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits and features of one batch of images after the other."""
+    network.eval()
+    answer, peers = answering(network, device, mirror), device.peers
+    with handed_out(device, "infer", network, mirror=mirror):
+        for chunk in indices.split(BATCH):
+            answers = peers.collect(answer(*peers.deal(pixels.batch(chunk, device.device))), len(chunk))
+            if not all(part.isfinite().all() for part in answers):
+                advice = "try another --model or --seed"
+                raise DivergedError(f"what the model says of some images are no finite numbers; {advice}")
+            yield answers
+
+
+def answering(
+    network: Network, device: Device, mirror: bool
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """A function from images [B, 3, S, S] on ``device`` to what ``network`` says of them: logits and features."""
 
     @torch.no_grad()
-    def ask(chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        images = pixels.batch(chunk, device.device)
+    def ask(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         views = (images, images.flip(-1)) if mirror else (images,)
         with device.autocast():
             seen = [network.features(view) for view in views]
             said = [network.classify(view) for view in seen]
-        answers = tuple((sum(view.float() for view in each) / len(views)).cpu() for each in (said, seen))
-        if not all(answer.isfinite().all() for answer in answers):
-            advice = "try another --model or --seed"
-            raise DivergedError(f"what the model says of some images are no finite numbers; {advice}")
-        return answers
+        return tuple((sum(view.float() for view in each) / len(views)).cpu() for each in (said, seen))
 
-    network.eval()
-    return Batches(BATCH, device).map(ask, indices)
+    batches = Batches(BATCH, device)
+    return lambda images: tuple(map(torch.cat, zip(*batches.map(ask, images), strict=True)))
 
 
 def _gather(batches: Iterator[tuple[torch.Tensor, ...]], count: int) -> list[torch.Tensor]:

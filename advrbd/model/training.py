@@ -7,6 +7,7 @@ another loss than the cross-entropy says so by an ``Objective``.
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 
 import torch
 from torch import nn
@@ -15,10 +16,13 @@ from torch.nn import functional
 from advrbd.config import TrainingSettings
 from advrbd.data.augment import augment
 from advrbd.data.pixels import Pixels
-from advrbd.errors import DivergedError, ModelError
+from advrbd.errors import DeviceError, DivergedError, ModelError
 from advrbd.events import Notify, Progress, ignore
+from advrbd.model.batch_norm import shared_batch_norm
 from advrbd.model.device import Device, out_of_memory
 from advrbd.model.factory import Network
+from advrbd.model.helping import handed_out
+from advrbd.model.peers import ALONE
 
 Targets = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 """Maps image indices [B] to class labels int64 [B], drawing from the generator where they are random."""
@@ -54,7 +58,8 @@ def train(
 ) -> float:
     """Train ``network`` in place on the images ``examples`` (int64 [M]) and return the last epoch's mean loss.
 
-    The loss is the ``objective``, by default the cross-entropy with ``settings.label_smoothing``.
+    The loss is the ``objective``, by default the cross-entropy with ``settings.label_smoothing``. Several processes
+    share each batch; who brings an ``objective``, which can't be told to others, trains in this one alone.
 
     SGD with Nesterov momentum for networks with batch normalisation, AdamW for the others; the learning rate rises
     linearly over the first ``settings.rise`` of the steps and falls linearly to zero after. Raises ``DivergedError``
@@ -66,28 +71,23 @@ def train(
     batch_size = min(settings.batch_size, len(examples))
     steps_per_epoch = max(1, len(examples) // batch_size)
     epochs = max(settings.epochs, math.ceil(settings.minimum_steps / steps_per_epoch))
-    optimizer = _optimizer(network, settings, device)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _triangle(epochs * steps_per_epoch, settings.rise))
-    scaler = torch.amp.GradScaler(device.device.type, enabled=device.autocast_dtype is torch.float16)
+    device = device if objective is None else replace(device, peers=ALONE)
+    size = {"batch_size": batch_size, "steps": epochs * steps_per_epoch}
+    learn = _learner(network, device, settings, objective or cross_entropy(settings.label_smoothing), **size)
     shift = round(settings.shift * pixels.size)
-    objective = objective or cross_entropy(settings.label_smoothing)
 
     def step(indices: torch.Tensor) -> torch.Tensor:
         labels = targets(indices, generator).to(device.device)
         images = augment(pixels.batch(indices, device.device), settings.flip, shift, generator)
-        with device.autocast():
-            loss = objective(network, images, labels)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        return loss.detach()
+        return learn(*device.peers.deal(images, labels))
 
     network.train()
     mean_loss, started = math.nan, time.perf_counter()
     images_per_epoch = steps_per_epoch * batch_size
-    with device.seeded(generator):  # dropout and the like draw from torch's global generator
+    with (
+        device.seeded(generator),  # dropout and the like draw from torch's global generator
+        handed_out(device, "train", network, settings=asdict(settings), seed=torch.initial_seed(), **size),
+    ):
         for epoch in range(1, epochs + 1):
             order = examples[torch.randperm(len(examples), generator=generator)][:images_per_epoch]
             try:
@@ -102,6 +102,49 @@ def train(
             notify(Progress(stage, epoch * images_per_epoch, epochs * images_per_epoch, detail=detail))
     network.eval()
     return mean_loss
+
+
+def learning(
+    network: Network, device: Device, settings: dict, seed: int, batch_size: int, steps: int
+) -> Callable[[torch.Tensor, torch.Tensor], tuple[()]]:
+    """A helper's part in ``train``: a function that makes a step on its share of a batch, images and labels."""
+    torch.manual_seed(seed + device.peers.rank)  # no two processes drop the same
+    settings = TrainingSettings(**settings)
+    objective = cross_entropy(settings.label_smoothing)
+    learn = _learner(network.train(), device, settings, objective, batch_size, steps)
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[()]:
+        learn(images, labels)
+        return ()
+
+    return step
+
+
+def _learner(
+    network: Network, device: Device, settings: TrainingSettings, objective: Objective, batch_size: int, steps: int
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A function that makes one of so many ``steps`` on a batch, of which it gets the share of this process, and
+    returns the loss on all of it. Gradients are summed, so that all processes make the same step."""
+    peers = device.peers
+    if batch_size < peers.count:
+        raise DeviceError(f"{peers.count} processes can't share batches of {batch_size} images; start fewer")
+    optimizer = _optimizer(network, settings, device)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _triangle(steps, settings.rise))
+    scaler = torch.amp.GradScaler(device.device.type, enabled=device.autocast_dtype is torch.float16)
+
+    def learn(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with device.autocast(), shared_batch_norm(peers):
+            loss = objective(network, images, labels) * (len(images) / batch_size)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        loss = loss.detach()
+        peers.add_([loss] + [each.grad for each in network.parameters() if each.grad is not None])
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+        return loss
+
+    return learn
 
 
 def _triangle(steps: int, rise: float) -> Callable[[int], float]:

@@ -1,0 +1,49 @@
+"""Which part of a command this process has, where torchrun started several: the first runs it, the others help."""
+
+import signal
+from collections.abc import Callable, Mapping
+
+from advrbd.errors import PeerLostError
+from advrbd_cli import exits
+
+SHARED = (["scan"], ["clean"])
+
+Program = Callable[..., int | None]
+
+
+def part_of(app: Program, command: list[str], environment: Mapping[str, str]) -> Program:
+    """What this process has to do of ``command``; ``environment`` says which of how many it is, as torchrun does.
+
+    What can't be shared, the first process does alone, and the others have nothing to do.
+    """
+    count, rank = (environment.get(name, "") for name in ("WORLD_SIZE", "RANK"))
+    if not (count.isdecimal() and rank.isdecimal() and int(count) > 1):
+        return app
+    if command in SHARED:
+        return _leading(app) if int(rank) == 0 else _help
+    return app if int(rank) == 0 else lambda **_: exits.CLEAN
+
+
+def _leading(app: Program) -> Program:
+    def lead(**keywords) -> int | None:
+        from advrbd.model.peers import joined
+
+        with joined():
+            return app(**keywords)
+
+    return lead
+
+
+def _help(**_) -> int:
+    """Help; what ends the first process, it says itself."""
+    for number in exits.ENDINGS:  # here's nothing to tidy up, and Python hears no signal while it waits for others
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+    from advrbd.helper import help_the_leader
+
+    try:
+        help_the_leader()
+    except PeerLostError:
+        return exits.FAILED
+    return exits.CLEAN
