@@ -4,10 +4,10 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TextIO, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -54,7 +54,7 @@ class Stderr:
                 _lead_nowhere(self._stream)
 
 
-stderr = Console(file=Stderr(), highlight=False, soft_wrap=True)
+stderr = Console(file=cast("TextIO", Stderr()), highlight=False, soft_wrap=True)
 
 SECONDS_BETWEEN_LINES = 10
 
@@ -98,7 +98,7 @@ class Narrator:
             transient=True,
             disable=not self._live,
         )
-        self._stage, self._task, self._started, self._last = "", None, 0.0, 0.0
+        self._stage, self._task, self._started, self._last = "", TaskID(0), 0.0, 0.0
 
     def __enter__(self) -> "Narrator":
         self._bar.start()

@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -127,7 +127,7 @@ def scan(
 
     config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
     config = replace(config, decoding=DecodingSettings(max_pixels))
-    given = {"split": split, "root": root, "work_dir": work_dir, "memory_budget": budget}
+    given: dict[str, Any] = {"split": split, "root": root, "work_dir": work_dir, "memory_budget": budget}
     if dry_run:
         from advrbd.pipeline import plan_scan
 

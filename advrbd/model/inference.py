@@ -93,11 +93,11 @@ def _asked(
         with device.autocast():
             seen = [network.features(view) for view in views]
             said = [network.classify(view) for view in seen]
-        answers = tuple((sum(view.float() for view in each) / len(views)).cpu() for each in (said, seen))
-        if not all(answer.isfinite().all() for answer in answers):
+        logits, features = (torch.stack([view.float() for view in each]).mean(dim=0).cpu() for each in (said, seen))
+        if not (logits.isfinite().all() and features.isfinite().all()):
             advice = "try another --model or --seed"
             raise DivergedError(f"what the model says of some images are no finite numbers; {advice}")
-        return answers
+        return logits, features
 
     network.eval()
     return Batches(BATCH, device).map(ask, indices)
