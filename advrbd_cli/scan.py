@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from advrbd_cli import accepted, console, exits, options, plan
@@ -166,7 +166,8 @@ def scan(
 
 def summarise(report: "Report", target: Path | None, page: Path | None = None) -> None:
     """What was found, by class, and where the report and the page are."""
-    table = Table("class", "files", "suspects", "verdict", title=None)
+    figures = (Column(name, no_wrap=True) for name in ("files", "suspects", "verdict"))
+    table = Table(Column("class", overflow="fold"), *figures)
     shown = [entry for entry in report.classes if entry.suspects or entry.verdict in ("suspicious", "poisoned")]
     for entry in shown:
         verdict = Text(entry.verdict, style=COLOURS[entry.verdict])
