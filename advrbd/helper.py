@@ -1,12 +1,12 @@
 """A process that helps another one with its run (``model.peers``): it computes, and neither reads nor writes files."""
 
 from advrbd.method.perturbation import pushing
-from advrbd.model.helping import serve
+from advrbd.model.helping import Job, serve
 from advrbd.model.inference import answering
 from advrbd.model.peers import joined
 from advrbd.model.training import learning
 
-JOBS = {"train": learning, "infer": answering, "push": pushing}
+JOBS: dict[str, Job] = {"train": learning, "infer": answering, "push": pushing}
 
 
 def help_the_leader() -> None:

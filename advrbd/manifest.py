@@ -12,6 +12,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from advrbd.errors import ReportError
 from advrbd.output import (
@@ -31,6 +32,7 @@ from advrbd.writing import printable, unprintable
 MAX_MANIFEST_BYTES = 2 * 2**30  # several million files
 MAX_PATH_BYTES = 4096
 SHA256 = re.compile("[0-9a-f]{64}")
+Kind = TypeVar("Kind")
 ACTIONS = (KEPT, RELABELLED, DROPPED, QUARANTINED, EXCLUDED)
 
 
@@ -132,13 +134,14 @@ def _entry(member: object) -> tuple[str | None, Entry]:
     return written, Entry(sha256, source)
 
 
-def _member(mapping: object, key: str, kind: type):
+def _member(mapping: object, key: str, kind: type[Kind]) -> Kind:
     """``mapping[key]``, which has to be there and of that kind."""
     if not isinstance(mapping, dict):
         raise ValueError(f"where {key} should stand is no object")
-    if not isinstance(mapping.get(key), kind):
+    member = mapping.get(key)
+    if not isinstance(member, kind):
         raise ValueError(f"{key} is missing or of another type")
-    return mapping[key]
+    return member
 
 
 def _inner_path(text: str, least: int = 2) -> str:

@@ -118,7 +118,7 @@ def written_folder(
     from advrbd.data.files import opened  # brings numpy and Pillow along, and ``verify`` imports this module, too
 
     manifest = _manifest(index, decisions, settings | _linking(index.root, link_mode))
-    copied = Counter()
+    copied: Counter[str] = Counter()
     evidence, kept = NewFolder(quarantine), NewFolder(out)
     with ExitStack() as undone:
         undone.push(evidence.undo)
@@ -129,9 +129,11 @@ def written_folder(
                 aside = filled.enter_context(evidence)
             read = filled.enter_context(opened(index.place))
             for entry in decisions:
+                if entry.written is None:
+                    continue
                 if entry.action == QUARANTINED:  # evidence: it has to outlive what the attacker does to the input
-                    _place(index, read, entry, aside, COPY)
-                elif entry.written is not None and (refusal := _place(index, read, entry, place, link_mode)):
+                    _place(index, read, entry, aside / entry.written, COPY)
+                elif refusal := _place(index, read, entry, place / entry.written, link_mode):
                     copied[refusal] += 1
             manifest["copied_instead"] = dict(sorted(copied.items()))
             (place / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -191,14 +193,14 @@ def _linking(root: Path, link_mode: str) -> dict:
     return {"link_mode": link_mode} | ({"source": printable(os.path.realpath(root))} if link_mode == SYMLINK else {})
 
 
-def _place(index: FolderIndex, read: Read, entry: Decision, target: Path, link_mode: str) -> str:
-    """Write one file into ``target``, and return why it had to be copied instead of linked, if it had to."""
-    source, destination = index.root / entry.source, target / entry.written
+def _place(index: FolderIndex, read: Read, entry: Decision, destination: Path, link_mode: str) -> str:
+    """Write one file as ``destination``, and return why it had to be copied instead of linked, if it had to."""
+    source = index.root / entry.source
     real = Path(os.path.realpath(source))  # a link to a link would have two places to be changed in
     data, status, sha256 = read(entry.source if index.store else str(real))
     if status == VANISHED:
         raise OutputError(f"{printable(str(source))} can't be read any more; run again")
-    if status != OK or sha256 != entry.sha256:
+    if data is None or status != OK or sha256 != entry.sha256:
         raise OutputError(f"{printable(str(source))} changed while it was being cleaned; run again")
     times = None if index.store else real.lstat()
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -224,5 +226,5 @@ def _link(real: Path, destination: Path, link_mode: str) -> str:
         if link_mode == SYMLINK:
             shown = printable(str(real))
             raise OutputError(f"cannot link to {shown}: {error.strerror}; use --link-mode copy") from error
-        return "the output is on another file system" if error.errno == errno.EXDEV else error.strerror
+        return "the output is on another file system" if error.errno == errno.EXDEV else str(error.strerror)
     return ""

@@ -4,7 +4,6 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4096  # what file systems take
 
@@ -13,7 +12,7 @@ class NotAFileError(OSError):
     """What should be opened is a link, a folder, a FIFO, a device."""
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike) -> io.FileIO:
     """Open a regular file to read it, and nothing else: neither a link nor a FIFO, which would wait for a writer.
 
     Raises ``NotAFileError`` for anything else, and other ``OSError`` where it can't be opened.

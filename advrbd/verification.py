@@ -20,7 +20,7 @@ from advrbd.data.folder import MAX_FILE_BYTES
 from advrbd.errors import ReportError
 from advrbd.events import Notify, Progress, ignore
 from advrbd.manifest import Entry, Manifest, read_manifest
-from advrbd.output import MANIFEST, SYMLINK
+from advrbd.output import MANIFEST
 from advrbd.reading import NotAFileError, open_regular
 from advrbd.writing import printable
 
@@ -156,7 +156,7 @@ def _state(entry: os.DirEntry, expected: Entry, manifest: Manifest) -> str:
     path = entry.path
     if entry.is_symlink():
         path = os.path.realpath(path)
-        if manifest.link_mode != SYMLINK or path != os.path.realpath(Path(manifest.source, expected.source)):
+        if manifest.source is None or path != os.path.realpath(Path(manifest.source, expected.source)):
             return LINK
     try:
         with open_regular(path) as file:

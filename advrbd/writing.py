@@ -101,7 +101,7 @@ class NewFolder:
             raise OutputError(f"cannot write beside {self.out}: {error.strerror}") from error
         return self.temporary
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         try:
             if kind is None:
                 self.temporary.chmod(0o777 & ~_umask())

@@ -15,7 +15,7 @@ def gather(data: Path, baseline: Path | None, ignore_file: Path | None, no_confi
     """
     from advrbd.reports.accepted import IGNORE_FILE, read_baseline, read_ignore_file
 
-    accepted = {}
+    accepted: dict[tuple[str, str], str] = {}
     if baseline is not None:
         check_outside(baseline, data, "--baseline")
         accepted |= read_baseline(baseline)

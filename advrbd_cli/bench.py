@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -108,7 +108,7 @@ def run(
     from advrbd.benchmark.settings import parse_overrides
     from advrbd.errors import BenchmarkError
 
-    changes = {
+    changes: dict[str, Any] = {
         "attacks": _split(attacks),
         "defences": _split(defences),
         "rates": _split(rates, float, "--rates takes numbers"),

@@ -4,11 +4,13 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TextIO, cast
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.segment import Segments
+from rich.table import Column, Table
 from rich.text import Text
 
 from advrbd import events
@@ -54,9 +56,13 @@ class Stderr:
                 _lead_nowhere(self._stream)
 
 
-stderr = Console(file=Stderr(), highlight=False, soft_wrap=True)
+stderr = Console(file=cast("TextIO", Stderr()), highlight=False, soft_wrap=True)
 
 SECONDS_BETWEEN_LINES = 10
+NARROWEST = (
+    40  # columns that a table needs; where there are fewer the terminal breaks its lines, and nothing is cut off
+)
+FIGURES, BAR = 18, 8  # columns: of the share done, the time left and the gaps; of a bar that still shows something
 
 
 def error(message: str) -> None:
@@ -75,7 +81,8 @@ def say(message: str) -> None:
 
 def show(table: Table) -> None:
     if not state.quiet:
-        stderr.print(table)
+        options = stderr.options.update(width=max(NARROWEST, stderr.width))
+        stderr.print(Segments(stderr.render(table, options)), end="")
 
 
 class Narrator:
@@ -85,20 +92,21 @@ class Narrator:
     """
 
     def __init__(self, progress: bool | None = None) -> None:
-        wanted = stderr.is_interactive if progress is None else progress
-        self._live = wanted and stderr.is_terminal and not state.quiet
-        self._lines = not self._live and progress is not False and not state.quiet
+        wanted = progress is not False and not state.quiet
+        # FORCE_COLOR makes Rich take a log for a terminal; whoever wants colours there wants no bar
+        self._live = wanted and stderr.is_interactive and stderr.file.isatty()
+        self._lines = wanted and not self._live
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[detail]}", markup=False),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=stderr,
             transient=True,
             disable=not self._live,
         )
-        self._stage, self._task, self._started, self._last = "", None, 0.0, 0.0
+        self._stage, self._task, self._started, self._last = "", TaskID(0), 0.0, 0.0
 
     def __enter__(self) -> "Narrator":
         self._bar.start()
@@ -118,21 +126,30 @@ class Narrator:
 
     def _progress(self, event: events.Progress) -> None:
         now = time.monotonic()
+        stage, detail = fitting(event.stage, event.detail, stderr.width)
         if event.stage != self._stage:
             self._stage, self._started, self._last = event.stage, now, now
             if self._live:
                 for task in self._bar.task_ids:
                     self._bar.remove_task(task)
-                self._task = self._bar.add_task(event.stage, total=event.total, detail="")
+                self._task = self._bar.add_task(stage, total=event.total, detail=detail)
         if self._live:
-            self._bar.update(self._task, completed=event.done, total=event.total, detail=event.detail)
+            self._bar.update(self._task, description=stage, completed=event.done, total=event.total, detail=detail)
         elif self._lines and (event.done >= event.total or now - self._last >= SECONDS_BETWEEN_LINES):
             self._last = now
             spent = now - self._started
             left = spent * (event.total - event.done) / max(1, event.done)
-            detail = f" ({event.detail})" if event.detail else ""
+            about = f" ({event.detail})" if event.detail else ""
             remaining = f", about {left:.0f} s left" if event.done < event.total else f", {spent:.0f} s"
-            say(f"{event.stage}: {event.done}/{event.total} {event.unit}{detail}{remaining}")
+            say(f"{event.stage}: {event.done}/{event.total} {event.unit}{about}{remaining}")
+
+
+def fitting(stage: str, detail: str, width: int) -> tuple[str, str]:
+    """What of both has room in a line of ``width`` columns beside the figures: first the detail goes, then the bar."""
+    stage, detail = escaped(stage), escaped(detail)
+    shown = Text(stage)
+    shown.truncate(max(1, width - FIGURES), overflow="ellipsis")
+    return shown.plain, detail if cell_len(stage) + cell_len(detail) <= width - FIGURES - BAR else ""
 
 
 def check_stdout() -> None:

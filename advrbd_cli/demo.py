@@ -1,12 +1,20 @@
 """``advrbd demo``: the main job on a small real image set with a known backdoor, in about two minutes, offline."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from advrbd_cli import clean, console, options, scan
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from advrbd.attacks.base import Attack
+    from advrbd.benchmark.metrics import Detection
+    from advrbd.config import Config
+    from advrbd.model.factory import Network
 
 TARGET = 1
 POISON_RATE = 0.05
@@ -62,14 +70,21 @@ def demo(
     _compare(found, undefended, cleaned.network, attack, held_out, held_out_labels)
 
 
-def _undefended(data: Path, config, narrator):
+def _undefended(data: Path, config: "Config", narrator: console.Narrator) -> "Network":
     """The model that somebody would have got who trained on the folder as it came."""
     from advrbd.pipeline import train_plainly
 
     return train_plainly(data, config, notify=narrator)
 
 
-def _compare(found, undefended, cleaned, attack, images, labels) -> None:
+def _compare(
+    found: "Detection",
+    undefended: "Network",
+    cleaned: "Network",
+    attack: "Attack",
+    images: "np.ndarray",
+    labels: "np.ndarray",
+) -> None:
     from advrbd.benchmark.metrics import accuracy, attack_success_rate
 
     table = Table("", "accuracy", "attack success rate", title="on digits that were held out")

@@ -25,7 +25,7 @@ def part_of(app: Program, command: list[str], environment: Mapping[str, str]) ->
 
 
 def _leading(app: Program) -> Program:
-    def lead(**keywords) -> int | None:
+    def lead(**keywords: object) -> int | None:
         from advrbd.model.peers import joined
 
         with joined():
@@ -34,7 +34,7 @@ def _leading(app: Program) -> Program:
     return lead
 
 
-def _help(**_) -> int:
+def _help(**_: object) -> int:
     """Help; what ends the first process, it says itself."""
     for number in exits.ENDINGS:  # here's nothing to tidy up, and Python hears no signal while it waits for others
         if signal.getsignal(number) is not signal.SIG_IGN:

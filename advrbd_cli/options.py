@@ -1,6 +1,7 @@
 """The options that several commands share, spelled once."""
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -149,7 +150,7 @@ def parse_size(text: str | None) -> int | None:
     return int(float(match[1]) * 1024 ** (" KMGT".index((match[2] or " ").upper())))
 
 
-def check_inputs_kept(outputs: dict[str, Path | None], inputs: dict[str, Path | str | None]) -> None:
+def check_inputs_kept(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | str | None]) -> None:
     """Refuse an output that would take the place of a file that the run reads: a report its own baseline, say.
 
     Both are paths by the option that names them; None and ``-`` are no files.

@@ -3,10 +3,10 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from advrbd_cli import accepted, console, exits, options, plan
@@ -127,7 +127,7 @@ def scan(
 
     config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
     config = replace(config, decoding=DecodingSettings(max_pixels))
-    given = {"split": split, "root": root, "work_dir": work_dir, "memory_budget": budget}
+    given: dict[str, Any] = {"split": split, "root": root, "work_dir": work_dir, "memory_budget": budget}
     if dry_run:
         from advrbd.pipeline import plan_scan
 
@@ -166,7 +166,8 @@ def scan(
 
 def summarise(report: "Report", target: Path | None, page: Path | None = None) -> None:
     """What was found, by class, and where the report and the page are."""
-    table = Table("class", "files", "suspects", "verdict", title=None)
+    figures = (Column(name, no_wrap=True) for name in ("files", "suspects", "verdict"))
+    table = Table(Column("class", overflow="fold"), *figures)
     shown = [entry for entry in report.classes if entry.suspects or entry.verdict in ("suspicious", "poisoned")]
     for entry in shown:
         verdict = Text(entry.verdict, style=COLOURS[entry.verdict])

@@ -10,9 +10,10 @@ import tomllib
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.exceptions import TyperException
 
 from advrbd.errors import SettingsError
@@ -31,7 +32,7 @@ class Configured(TyperCommand):
     It has options ``--config`` and ``--no-config``, and may have the argument ``data``, the folder of the attacker.
     """
 
-    def __init__(self, *arguments, **keywords) -> None:
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.options = {_key(option): option for option in self.params if isinstance(option, TyperOption)}
         for key, option in self.options.items():
@@ -42,11 +43,13 @@ class Configured(TyperCommand):
         """The options that a file can set, by their long names without dashes."""
         return {key: option for key, option in self.options.items() if key not in COMMAND_LINE_ONLY}
 
-    def parse_args(self, context: typer.Context, args: list[str]) -> list[str]:
+    # Typer hands over its own Context; the class that it inherits from is private
+    def parse_args(self, context: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         given = self.make_parser(context).parse_args(list(args))[0]
         if context.resilient_parsing or given.get("help"):
             return super().parse_args(context, args)
-        siblings = context.parent.command.commands if context.parent else {self.name: self}
+        group = context.parent and context.parent.command
+        siblings = group.commands if isinstance(group, TyperGroup) else {self.name or "": self}
         commands = {name: entry for name, entry in siblings.items() if isinstance(entry, Configured)}
         self._check_environment(context, given, commands)
         places, cautions = self._files(context, given)
@@ -93,7 +96,7 @@ class Configured(TyperCommand):
     ) -> dict[str, object]:
         """What ``table`` sets for this command: the keys at its top, then those of the command's own table."""
         known = {key for command in commands.values() for key in command.settable()}
-        own = {}
+        own: dict[str, object] = {}
         for key, value in table.items():
             if key in commands and isinstance(value, dict):
                 if unknown := next((inner for inner in value if inner not in commands[key].settable()), None):
@@ -116,9 +119,9 @@ class Configured(TyperCommand):
             console.caution(message)
         told: dict[str, list[str]] = {}
         for key, option in self.settable().items():
-            source = getattr(context.get_parameter_source(option.name), "name", "")
-            if source in ("ENVIRONMENT", "DEFAULT_MAP"):
-                origin = "the environment" if source == "ENVIRONMENT" else origins[option.name]
+            kind = getattr(context.get_parameter_source(option.name), "name", "")
+            if kind in ("ENVIRONMENT", "DEFAULT_MAP"):
+                origin = "the environment" if kind == "ENVIRONMENT" else origins[option.name]
                 shown = f"{key} = {context.params[option.name]}" if console.state.verbose else key
                 told.setdefault(origin, []).append(shown)
         for origin, settings in told.items():

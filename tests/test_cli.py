@@ -6,11 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from rich.cells import cell_len
 
 import advrbd.pipeline
 from advrbd.attacks import ATTACKS, BadNets
@@ -18,7 +20,7 @@ from advrbd.attacks.plant import plant
 from advrbd.data.folder import OK, UNREADABLE
 from advrbd.events import Caution, Note, Progress
 from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, ClassVerdict, FileResult, Report
-from advrbd_cli import console
+from advrbd_cli import console, scan
 from advrbd_cli.app import main
 
 TINY = ("--model", "test_resnet", "--device", "cpu")
@@ -337,3 +339,103 @@ def test_what_comes_from_outside_is_one_harmless_line(capsys):
     console.error(hostile)
     shown = "a\\nerror: b\\x1b[2J\\r[red]c[/red]\\u202e\\xff" + "x" * 300
     assert capsys.readouterr().err.splitlines() == [shown, f"warning: {shown}", f"error: {shown}"]
+
+
+DETAIL = "epoch 3/100, loss 2.142, 88 images/s"
+
+
+@pytest.mark.parametrize("width", [10, 20, 40, 80, 200])
+@pytest.mark.parametrize("name", ["cat", "日本" * 40, "[red]\x1b[2J"])
+def test_the_progress_line_fits_and_its_figures_stay(width, name):
+    stage, detail = console.fitting(f"enhance '{name}', round 1, half 1", DETAIL, width)
+    assert "\x1b" not in stage
+    assert cell_len(stage) <= max(1, width - console.FIGURES)
+    assert detail in ("", DETAIL)
+    assert not detail or cell_len(stage) + cell_len(detail) + console.BAR <= width - console.FIGURES
+
+
+def test_the_detail_goes_before_the_stage():
+    assert [console.fitting("warm-up", DETAIL, width) for width in (80, 40, 22)] == [
+        ("warm-up", DETAIL),
+        ("warm-up", ""),
+        ("war…", ""),
+    ]
+
+
+@pytest.mark.usefixtures("quietly")
+@pytest.mark.parametrize("width", ["20", "40", "80"])
+def test_no_figure_and_no_class_of_the_summary_is_cut_off(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", width)
+    names = ("cat", "[red]x[/red]" + "y" * 60, "日本語" * 10)
+    scan.summarise(Report((), tuple(ClassVerdict(name, 1234567, 7654321, POISONED) for name in names)), None)
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(cell_len, lines[:-2])) == max(40, int(width))
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert [row[1:] for row in cells if row[1]] == [["1234567", "7654321", "poisoned"]] * 3
+    assert "".join(row[0] for row in cells) == "".join(names)
+
+
+UNDER_A_TERMINAL = """
+import sys, types
+from advrbd.events import Note, Progress
+from advrbd.reports.report import POISONED, ClassVerdict, Report
+def scan(*_, notify, **__):
+    notify(Note("a note"))
+    for done in range(1001):
+        notify(Progress("warm-up", done, 1000, "images", "loss 2.142"))
+    return Report((), (ClassVerdict("cat", 1234567, 100, POISONED),))
+sys.modules["advrbd.pipeline"] = types.SimpleNamespace(scan=scan)
+from advrbd_cli.app import main
+main()
+"""
+
+
+def scan_under(folder: Path, terminal: bool, *options: str, **environment: str) -> str:
+    """What a scan that only pretends prints on stderr, on a terminal of 40 columns or into a pipe."""
+    reader, writer = os.openpty() if terminal else os.pipe()
+    unset = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS")
+    given = {name: value for name, value in os.environ.items() if name not in unset and not name.startswith("ADVRBD_")}
+    if terminal:
+        import termios  # POSIX alone has it
+
+        termios.tcsetwinsize(writer, (24, 40))
+    command = [sys.executable, "-c", UNDER_A_TERMINAL, "scan", "data", *CSV, *options]
+    process = subprocess.Popen(command, cwd=folder, env=given | environment, stderr=writer)
+    os.close(writer)
+    told = b""
+    with suppress(OSError):  # how the end of a terminal reads
+        while chunk := os.read(reader, 65536):
+            told += chunk
+    os.close(reader)
+    assert process.wait() == 1
+    return told.decode().replace("\r\n", "\n")
+
+
+BAR_DRAWN, BOLD = "\x1b[2K", "\x1b[1"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize(
+    ("terminal", "options", "environment", "bar", "bold"),
+    [
+        (True, (), {"TERM": "xterm-256color"}, True, True),
+        (True, (), {"TERM": "screen-256color", "NO_COLOR": "1"}, True, True),
+        (True, ("--progress",), {"TERM": "dumb"}, False, False),
+        (True, ("--no-progress",), {"TERM": "xterm"}, False, True),
+        (False, (), {"TERM": "xterm"}, False, False),
+        (False, ("--progress", "-v"), {"TERM": "xterm", "FORCE_COLOR": "1"}, False, True),
+    ],
+)
+def test_a_bar_is_for_terminals_and_a_log_gets_plain_lines(tmp_path, terminal, options, environment, bar, bold):
+    told = scan_under(tmp_path, terminal, *options, **environment)
+    assert "a note\n" in told
+    assert "verdict: poisoned" in told
+    assert (BAR_DRAWN in told, BOLD in told) == (bar, bold)
+    assert bar or "\r" not in told
+    assert ("\x1b" in told) == (bar or bold)
+    assert bar or told.count("warm-up") == ("--no-progress" not in options)  # one line for a thousand events
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no pseudo-terminals")
+def test_quiet_is_quiet_on_a_terminal_too(tmp_path):
+    assert scan_under(tmp_path, True, "-q", TERM="xterm-256color") == ""

@@ -188,7 +188,7 @@ from advrbd.data import folder, pixels
 from advrbd.memory import Memory
 from advrbd.model.device import choose_device
 from advrbd.model import inference
-from advrbd.model.factory import Network
+from advrbd.model.factory import ModelSpec, Network
 
 SIDE, BUDGET, root = 128, 16 * 2**20, Path(sys.argv[1])
 pixels.IN_FLIGHT, inference.BATCH = 64, 32  # what comes and goes may be seen at the one folder, not at the other
@@ -216,7 +216,7 @@ def anonymous():
 
 def run(index):
     read, store = pixels.load(index, SIDE, memory=Memory(BUDGET, root))
-    network = Network(Mean(), (0.5,) * 3, (0.25,) * 3, {})
+    network = Network(Mean(), (0.5,) * 3, (0.25,) * 3, {}, ModelSpec("mean", 3, 4))
     inference.predict(network, store, torch.arange(len(store)), choose_device("cpu"))
     return store.images.nbytes
 

@@ -28,9 +28,9 @@ class AdaptiveBlend(Attack):
         height, width = image.shape[:2]
         pieces = np.zeros(GRID * GRID)
         pieces[generator.permutation(GRID * GRID)[: round(self.shown * GRID * GRID)]] = 1
-        pieces = pieces.reshape(GRID, GRID)
+        grid = pieces.reshape(GRID, GRID)
         rows, columns = np.arange(height) * GRID // height, np.arange(width) * GRID // width
-        return self._mixed(image, self.alpha * pieces[rows][:, columns][..., None])
+        return self._mixed(image, self.alpha * grid[rows][:, columns][..., None])
 
     def stamp_test(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         return self._mixed(image, self.alpha)

@@ -19,7 +19,7 @@ from advrbd.baselines.fine_tuning import FineTuning
 from advrbd.baselines.installed import ActivationClustering, LabelIssues, SpectralSignatures
 from advrbd.baselines.scan_em import SCAnFT
 
-PAPER = (FineTuning, FinePruning, CutMix, CLP, DBR, SCAnFT, ABL)
+PAPER: tuple[type[Defence], ...] = (FineTuning, FinePruning, CutMix, CLP, DBR, SCAnFT, ABL)
 BASELINES: dict[str, type[Defence]] = {defence.name: defence for defence in PAPER}
 """The defences by their name, in the order of the paper's tables."""
 

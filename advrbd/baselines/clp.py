@@ -48,12 +48,14 @@ def normalised_convolutions(network: nn.Module) -> Iterator[tuple[nn.Conv2d, _Ba
     """Each batch normalisation that can be cut, with the convolution right before it in the order of definition."""
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | _BatchNorm)]
     for convolution, norm in pairwise(layers):
-        belong = isinstance(convolution, nn.Conv2d) and isinstance(norm, _BatchNorm)
-        if belong and convolution.out_channels == norm.num_features and norm.affine and norm.track_running_stats:
+        if not (isinstance(convolution, nn.Conv2d) and isinstance(norm, _BatchNorm)):
+            continue
+        if convolution.out_channels == norm.num_features and norm.affine and norm.track_running_stats:
             yield convolution, norm
 
 
 def lipschitz_bounds(convolution: nn.Conv2d, norm: _BatchNorm) -> torch.Tensor:
     """The upper bounds float32 [C] of the channels' Lipschitz constants, the kernel [C, I, H, W] taken as I x HW."""
+    assert norm.running_var is not None  # ``normalised_convolutions`` takes no other
     spectral = torch.linalg.matrix_norm(convolution.weight.detach().float().flatten(2), ord=2)
-    return spectral * norm.weight.detach().abs() / (norm.running_var + norm.eps).sqrt()
+    return spectral * norm.weight.detach().abs() / torch.sqrt(norm.running_var + norm.eps)

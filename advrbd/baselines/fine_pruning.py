@@ -33,6 +33,7 @@ class FinePruning(Defence):
     training: TrainingSettings = field(default_factory=lambda: stage(100, 0.01, batch_size=256))
 
     def _defend(self, run: Run, examples: torch.Tensor, network: Network, clean: torch.Tensor | None) -> Defended:
+        assert clean is not None  # ``defend`` refuses to go on without
         defended = copy.deepcopy(network)
         classifier = defended.backbone.get_classifier()
         if not isinstance(classifier, nn.Linear):

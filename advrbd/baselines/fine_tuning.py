@@ -26,6 +26,7 @@ class FineTuning(Defence):
     training: TrainingSettings = field(default_factory=lambda: stage(100, 0.01, batch_size=256))
 
     def _defend(self, run: Run, examples: torch.Tensor, network: Network, clean: torch.Tensor | None) -> Defended:
+        assert clean is not None  # ``defend`` refuses to go on without
         defended = copy.deepcopy(network)
         run.train(defended, clean, self.training, self.name)
         return Defended(defended)

@@ -39,6 +39,7 @@ class SCAnFT(Defence):
     unlearning: TrainingSettings = field(default_factory=lambda: stage(20, 1e-4))
 
     def _defend(self, run: Run, examples: torch.Tensor, network: Network, clean: torch.Tensor | None) -> Defended:
+        assert clean is not None  # ``defend`` refuses to go on without
         defended = copy.deepcopy(network)
         features, trusted = (run.infer(defended, which).features.double() for which in (examples, clean))
         labels, trusted_labels = run.labels[examples], run.labels[clean]

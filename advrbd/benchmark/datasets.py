@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -54,7 +55,7 @@ def write_dataset(pairs: Iterable[tuple[Image.Image, int]], classes: list[str], 
         image.save(root / classes[label] / f"{number:06d}.png")
 
 
-def _opener(name: str) -> Callable[[str, bool], Iterable]:
+def _opener(name: str) -> Callable[[str, bool], Any]:
     from torchvision import datasets
 
     if name == "imagenette":

@@ -105,7 +105,7 @@ def cleaned(case: Case) -> dict:
         "trust": done.check.trust,
         "cautions": [*done.cautions, *done.check.reasons],
     }
-    models = {"clean_model": spent | judge(done.network, case.held_out)}
+    models: dict[str, dict | None] = {"clean_model": spent | judge(done.network, case.held_out)}
     models["not_relabelled"] = models["clean_model"]
     if relabelled:  # the same training up to where the relabelled images come in
         dropped = clean(case.data, case.data.with_name("dropped"), config, report=case.report, action="drop")
@@ -141,7 +141,8 @@ def baseline(kind: type[Defence], case: Case) -> dict:
     if case.poison_rate:
         told = {field.name: case.poison_rate for field in fields(defence) if field.name in RATE_FIELDS}
         defence = replace(defence, **told)
-    network, entry = case.undefended, {"needs": kind.needs}
+    network = case.undefended
+    entry: dict[str, object] = {"needs": kind.needs}
     started = time.perf_counter()
     try:
         defended = defence.defend(run, examples, network, trusted)

@@ -2,10 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from advrbd.attacks.base import POISON
 from advrbd.benchmark.paper_tables import outcome
 from advrbd.errors import BenchmarkError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg")
 
@@ -51,7 +57,7 @@ def partition_rates(units: Sequence[dict]) -> dict[str, list[tuple[float, dict]]
     return {name: sorted(points, key=lambda pair: pair[0]) for name, points in series.items() if len(points) > 1}
 
 
-def _matplotlib():
+def _matplotlib() -> "ModuleType":
     try:
         from matplotlib import figure
     except ImportError as error:
@@ -59,7 +65,7 @@ def _matplotlib():
     return figure
 
 
-def _landscape(figure, data: dict) -> None:
+def _landscape(figure: "Figure", data: dict) -> None:
     """Figure 4: the loss around the undefended model's weights."""
     kinds = [kind for kind in data if kind != "radius"]
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
@@ -69,7 +75,7 @@ def _landscape(figure, data: dict) -> None:
         axes.set(title=f"{kind} images", xlabel="direction 1", ylabel="direction 2")
 
 
-def _divergence(figure, data: dict) -> None:
+def _divergence(figure: "Figure", data: dict) -> None:
     """Figure 5: how far an adversarial patch moves the prediction, by role."""
     axes = figure.subplots()
     top = max(max(values) for values in data.values())
@@ -79,18 +85,18 @@ def _divergence(figure, data: dict) -> None:
     axes.legend()
 
 
-def _rounds(figure, data: list[dict]) -> None:
+def _rounds(figure: "Figure", data: list[dict]) -> None:
     """Figure 6: what enhancement does to accuracy and attack success rate."""
     numbers = [entry["round"] for entry in data]
     _two_lines(figure, numbers, data, "round of enhancement")
 
 
-def _rates(figure, points: list[tuple[float, dict]]) -> None:
+def _rates(figure: "Figure", points: list[tuple[float, dict]]) -> None:
     """Figure 7: accuracy and attack success rate over the partition rate."""
     _two_lines(figure, [rate for rate, _ in points], [model for _, model in points], "partition rate")
 
 
-def _two_lines(figure, places: list[float], pairs: list[dict], label: str) -> None:
+def _two_lines(figure: "Figure", places: list[float], pairs: list[dict], label: str) -> None:
     axes = figure.subplots()
     for key, name, mark in (("acc", "accuracy", "o-"), ("asr", "attack success rate", "s--")):
         if all(pair[key] is not None for pair in pairs):

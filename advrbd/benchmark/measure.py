@@ -50,9 +50,9 @@ def read_held_out(root: Path, size: int, attack: Attack | None, target: int, tru
     for file, is_victim in zip(files, victims, strict=True):
         pixels = _read(root / file.path)
         images.append(_scaled(pixels, size))
-        if is_victim:
+        if attack and is_victim:
             stamped.append(_scaled(attack.stamp_test(pixels, generator), size))
-    if not stamped:
+    if attack is None or not stamped:
         return HeldOut(np.stack(images), labels)
     wanted = attack.poisoned_label(labels, target, len(index.classes))[victims]
     return HeldOut(np.stack(images), labels, np.stack(stamped), wanted)
@@ -79,7 +79,9 @@ def _share_out(index: FolderIndex, trusted: int) -> tuple[list[ImageFile], list[
 
 def judge(network: Network, held_out: HeldOut) -> dict:
     """Accuracy ``acc``, and attack success rate ``asr``: the share of the victims that get the label wanted."""
-    success = None if held_out.stamped is None else round(accuracy(network, held_out.stamped, held_out.wanted), 4)
+    success = None
+    if held_out.stamped is not None and held_out.wanted is not None:
+        success = round(accuracy(network, held_out.stamped, held_out.wanted), 4)
     return {"acc": round(accuracy(network, held_out.images, held_out.labels), 4), "asr": success}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from advrbd.attacks import AWARE, PAPER, WIDER
 from advrbd.baselines import INSTALLED
@@ -77,7 +78,7 @@ PRESETS: dict[str, tuple[Matrix, ...]] = {
 
 
 def plan(
-    matrices: Sequence[Matrix], folders: Sequence[Path], changes: Mapping[str, object] | None = None
+    matrices: Sequence[Matrix], folders: Sequence[Path], changes: Mapping[str, Any] | None = None
 ) -> dict[Unit, tuple[str, ...]]:
     """The units of ``matrices`` on the data sets ``folders``, in order, and what each is to be put through.
 

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from advrbd.benchmark.case import lay_out, open_case
@@ -81,7 +82,7 @@ def run_unit(unit: Unit, names: tuple[str, ...], work: Path, notify: Notify = ig
 
     What a killed one left is removed first.
     """
-    directory, failed = work / unit.name, []
+    directory, failed = work / unit.name, list[str]()
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     try:
@@ -112,9 +113,9 @@ def start(unit: Unit, work: Path, name: str) -> bool:
 
 def work_on(unit: Unit, work: Path, name: str) -> None:
     """Run one step and add what it gives to the unit's JSON."""
-    if multiprocessing.parent_process() is not None:
+    if (parent := multiprocessing.parent_process()) is not None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was interrupted
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     known = read_unit(path_of(unit.name, work)) or {}
     try:
         case = open_case(unit, work / unit.name, report_of(unit, work), known)
@@ -143,7 +144,7 @@ def _say_what_is_old(plan: Plan, work: Path, notify: Notify) -> None:
         notify(Caution(f"{what}; to run these again, remove {', '.join(old)}"))
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: BaseProcess) -> None:
     """A step whose parent was killed would go on, and get in the way of the next start."""
-    multiprocessing.parent_process().join()
+    parent.join()
     os._exit(1)

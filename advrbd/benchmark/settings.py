@@ -1,13 +1,18 @@
 """Single settings of a run changed by name, so that an ablation moves one thing alone."""
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from types import NoneType
-from typing import get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, TypeVar, get_args, get_origin, get_type_hints
 
 from advrbd.config import Config
 from advrbd.errors import BenchmarkError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 Value = bool | int | float | str | tuple[int, ...]
 ELSEWHERE = {"model": "--models", "device": "--device", "seed": "--seeds"}
 
@@ -25,7 +30,7 @@ def parse_overrides(texts: list[str]) -> tuple[tuple[str, Value], ...]:
     return tuple(sorted(found.items()))
 
 
-def apply_overrides(settings, overrides: tuple[tuple[str, Value], ...]):
+def apply_overrides(settings: Settings, overrides: tuple[tuple[str, Value], ...]) -> Settings:
     """A copy of the dataclass ``settings`` with the named fields changed, however deep they lie."""
     for name, value in overrides:
         first, _, rest = name.partition(".")
@@ -45,7 +50,8 @@ def _kind(name: str) -> type:
     """The type of the field ``name`` of ``Config``."""
     if name in ELSEWHERE:
         raise BenchmarkError(f"{name} is set by {ELSEWHERE[name]}, not by an override")
-    at, where = Config, "Config"
+    at: type = Config
+    where = "Config"
     for part in name.split("."):
         names = [entry.name for entry in fields(at)] if is_dataclass(at) else []
         if part not in names:
@@ -62,7 +68,14 @@ def _kind(name: str) -> type:
 
 
 def _parse(kind: type, name: str, text: str) -> Value:
-    read = {bool: _truth, int: int, float: _finite, str: str, tuple: _numbers}.get(kind)
+    readers: dict[type, Callable[[str], Value]] = {
+        bool: _truth,
+        int: int,
+        float: _finite,
+        str: str,
+        tuple: _numbers,
+    }
+    read = readers.get(kind)
     if read is None:
         raise BenchmarkError(f"{name} can't be set by an override")
     try:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from advrbd.errors import BenchmarkError
 from advrbd.writing import write_whole
@@ -48,7 +49,7 @@ def read_units(work: Path) -> list[dict]:
     return [unit for path in sorted(work.glob("*.json")) if (unit := read_unit(path))]
 
 
-def _without_nan(value):
+def _without_nan(value: Any) -> Any:
     """A rate of nothing is NaN, which JSON lacks: it becomes null."""
     match value:
         case float() if not math.isfinite(value):

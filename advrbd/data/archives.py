@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import BinaryIO
+from typing import BinaryIO, Generic, TypeVar, cast
 
 from advrbd.data.folder import MAX_FILE_BYTES, NOT_A_FILE, OK, REFUSED_LINK, TOO_LARGE, UNREADABLE
 from advrbd.errors import DatasetError
@@ -48,21 +48,24 @@ CORRUPT = (
 )
 
 
+Where = TypeVar("Where", zipfile.ZipInfo, tarfile.TarInfo)
+
+
 @dataclass(frozen=True)
-class Member:
+class Member(Generic[Where]):
     """One member: its ``path`` (POSIX), its ``status`` as for a file, None for a folder, and its ``size`` in bytes."""
 
     path: str
     status: str | None
     size: int
-    where: zipfile.ZipInfo | tarfile.TarInfo
+    where: Where
 
 
-class Container:
+class Container(Generic[Where]):
     """An open archive: its ``members`` by their paths, and their bytes for any thread."""
 
-    def __init__(self, path: Path, members: list[Member]) -> None:
-        self.members: dict[str, Member] = {}
+    def __init__(self, path: Path, members: list[Member[Where]]) -> None:
+        self.members: dict[str, Member[Where]] = {}
         self._lock = Lock()
         for member in members:
             same = self.members.setdefault(member.path, member)
@@ -73,10 +76,10 @@ class Container:
         if both := min(files & folders, default=None):
             raise DatasetError(f"{path} holds {printable(both)} as a file and as a folder; {ANEW}")
 
-    def read(self, member: Member) -> tuple[bytes | None, str, str]:
+    def read(self, member: Member[Where]) -> tuple[bytes | None, str, str]:
         """The bytes of a member, its status and its SHA-256: unless it is ``ok``, None and ``""``."""
         if member.status != OK:
-            return None, member.status, ""
+            return None, member.status or NOT_A_FILE, ""
         try:
             with self._lock:
                 data = self._bytes_of(member)
@@ -86,11 +89,11 @@ class Container:
             return None, UNREADABLE, ""
         return data, OK, hashlib.sha256(data).hexdigest()
 
-    def _bytes_of(self, member: Member) -> bytes:
+    def _bytes_of(self, member: Member[Where]) -> bytes:
         raise NotImplementedError
 
 
-class Zip(Container):
+class Zip(Container[zipfile.ZipInfo]):
     """As its central directory says, which is what Python, Info-ZIP and most others go by."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
@@ -100,18 +103,19 @@ class Zip(Container):
         named = ((info, _path(path, info.orig_filename)) for info in found)
         super().__init__(path, [Member(name, _zip_status(info), info.file_size, info) for info, name in named if name])
 
-    def _bytes_of(self, member: Member) -> bytes:
+    def _bytes_of(self, member: Member[zipfile.ZipInfo]) -> bytes:
         with self._zip.open(member.where) as stream:
             return stream.read(member.size + 1)
 
 
-class Tar(Container):
+class Tar(Container[tarfile.TarInfo]):
     """As its headers say from the first to the end, after which there may be nothing but zeros."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._file = file
         file.seek(0)
-        headers = tarfile.open(fileobj=_Headers(file), mode="r:", encoding="utf-8")  # noqa: SIM115 - the file isn't its
+        bounded = cast("BinaryIO", _Headers(file))  # it has all of a file that reading headers takes
+        headers = tarfile.open(fileobj=bounded, mode="r:", encoding="utf-8")  # noqa: SIM115 - the file isn't its
         members, end = [], -1
         for info in headers:
             if info.size < 0 or headers.offset <= end:
@@ -128,7 +132,7 @@ class Tar(Container):
                 raise tarfile.ReadError("a broken header, or something after the end")
         super().__init__(path, members)
 
-    def _bytes_of(self, member: Member) -> bytes:
+    def _bytes_of(self, member: Member[tarfile.TarInfo]) -> bytes:
         self._file.seek(member.where.offset_data)
         return self._file.read(member.size)
 
@@ -158,7 +162,7 @@ def opened(path: Path) -> Iterator[Container]:
         try:
             file = files.enter_context(io.BufferedReader(open_regular(os.path.realpath(path))))
             if name.endswith(ZIP_SUFFIXES):
-                container = Zip(path, file)
+                container: Container = Zip(path, file)
             elif name.endswith(".tar"):
                 container = Tar(path, file)
             else:

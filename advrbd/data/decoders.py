@@ -45,7 +45,7 @@ class Decoders:
     def __enter__(self) -> "Decoders":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._closed = True
         for process in tuple(self._running):
@@ -118,17 +118,19 @@ class _Process:
             )
         except OSError as error:
             raise DecoderError(f"cannot start a process that decodes images: {error.strerror}") from error
+        assert self._process.stdin is not None and self._process.stdout is not None  # pipes, as asked for
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     def ask(self, files: Sequence[bytes], size: int) -> Iterator[Answer]:
         """The answers on ``files``, as many as come before the process ends, or gives one that can't be."""
         with suppress(OSError, ValueError):
             if not self._ready:
                 self._wait_until_ready()
-            self._process.stdin.write(REQUEST.pack(len(files), size))
+            self._stdin.write(REQUEST.pack(len(files), size))
             for data in files:
-                self._process.stdin.write(LENGTH.pack(len(data)))
-                self._process.stdin.write(data)
-            self._process.stdin.flush()
+                self._stdin.write(LENGTH.pack(len(data)))
+                self._stdin.write(data)
+            self._stdin.flush()
             for _ in files:
                 yield self._answer(size)
 
@@ -136,7 +138,7 @@ class _Process:
         """End the process, however it is; the status that its end means for the file that it was at."""
         self._process.kill()  # no effect on one that has ended itself
         code = self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._stdin, self._stdout):
             with suppress(OSError, ValueError):
                 pipe.close()
         return TOO_SLOW if code == -getattr(signal, "SIGALRM", 0) else DECODER_CRASHED
@@ -152,13 +154,13 @@ class _Process:
         return status, height, width, self._read(size * size * 3)
 
     def _read(self, length: int) -> bytes:
-        data = self._process.stdout.read(length)
+        data = self._stdout.read(length)
         if len(data) < length:
             raise ValueError("the process has ended")
         return data
 
     def _wait_until_ready(self) -> None:
-        if self._process.stdout.read(len(READY)) != READY:
+        if self._stdout.read(len(READY)) != READY:
             code = self._process.wait()
             raise DecoderError(f"the process that decodes images ended at its start, with exit code {code}")
         self._ready = True

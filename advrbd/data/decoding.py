@@ -32,10 +32,10 @@ def decode(
     There is no image unless the status is ``ok``. Of an animation it is the first picture, as it is for torchvision.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            if opened.width * opened.height > max_pixels:
                 return None, TOO_LARGE
-            image = to_rgb(_upright(image))
+            image = to_rgb(_upright(opened))
             if size is not None and image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BICUBIC)
             return image, OK

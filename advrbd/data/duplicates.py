@@ -15,7 +15,7 @@ NAMED = 3
 def warnings_of(index: FolderIndex) -> tuple[str, ...]:
     """What to say of the copies among the readable files of ``index``, which have their SHA-256; nothing, mostly."""
     copies = Counter((file.sha256, file.label) for file in index.files if file.status == OK)
-    labels = defaultdict(set)
+    labels: dict[str, set[int]] = defaultdict(set)
     for sha256, label in copies:
         labels[sha256].add(label)
     told = []
@@ -24,7 +24,7 @@ def warnings_of(index: FolderIndex) -> tuple[str, ...]:
             f"{torn} files have copies in another class, byte for byte: their labels contradict each other, and what a "
             "model can't learn hides what it could"
         )
-    largest = Counter()
+    largest: Counter[int] = Counter()
     for (_, label), count in copies.items():
         largest[label] = max(largest[label], count)
     if many := [label for label in sorted(largest) if largest[label] >= MANY]:

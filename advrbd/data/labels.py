@@ -70,7 +70,9 @@ def _read(table: Path, path_columns: tuple[str, ...], label_columns: tuple[str, 
         text = data.decode("utf-8-sig")  # spreadsheets save CSV with a mark in front
         header, rows = (_csv if table.name.lower().endswith(".csv") else _json_lines)(text)
         path_column, label_column = _column(header, path_columns), _column(header, label_columns)
-        return None if None in (path_column, label_column) else _labels(rows, path_column, label_column)
+        if path_column is None or label_column is None:
+            return None
+        return _labels(rows, path_column, label_column)
     except OSError as error:
         raise DatasetError(f"cannot read {table}: {error.strerror}") from error
     except RecursionError as error:

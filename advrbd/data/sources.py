@@ -37,7 +37,7 @@ def index(path: str | os.PathLike, split: str | None = None, root: str | os.Path
         raise DatasetError(f"--split is for folders and archives; {path} names its images itself")
     match layout:
         case "table":
-            found = labels.index(path, place(path, root=root), TABLE)
+            found = labels.index(path, territory(path, root), TABLE)
             if found is None:
                 names = " or ".join(labels.PATH_COLUMNS), " or ".join(labels.LABEL_COLUMNS)
                 raise DatasetError(f"{path} needs a column {names[0]} and a column {names[1]}, named in its first line")
@@ -118,8 +118,8 @@ def _labelled_by_metadata(path: Path, split: str | None) -> FolderIndex | None:
         if found:
             tops = {file.path.split("/")[0] if "/" in file.path else "" for file in found.files}
             if split is None and {name.lower() for name in tops} <= SPLIT_NAMES:
-                names = ", ".join(sorted(tops))
-                raise DatasetError(f"{path} holds splits ({names}); scan one of them with --split {min(tops)}")
+                splits = ", ".join(sorted(tops))
+                raise DatasetError(f"{path} holds splits ({splits}); scan one of them with --split {min(tops)}")
             return replace(found, ignored=_unnamed(root, {file.path for file in found.files}))
     return None
 

@@ -74,7 +74,7 @@ def look(
     splits = separate(outputs, labels, seeds, config.separation, run.generator)
     if findings.looks == 1:
         _check_separation(run, labels, splits, config, findings)
-    chosen, enhanced = candidates(splits, config.separation), []
+    chosen, enhanced = candidates(splits, config.separation), list[Enhanced]()
     config = replace(config, identification=for_groups(config.identification, len(chosen)))
     for split in chosen:
         if not any(entry.label == split.label and is_sharp(entry, config.identification) for entry in enhanced):

@@ -54,18 +54,18 @@ def pushing(
 ) -> Callable[..., tuple[torch.Tensor]]:
     """A function from images [B, 3, S, S], their masks and the perturbation to start from, all on ``device``, to the
     divergence float32 [B]; ``settings`` are those of the partition, ``batches`` as in ``divergence``."""
-    settings = PartitionSettings(**settings)
-    step = 2 * settings.epsilon / max(1, settings.steps)
+    how = PartitionSettings(**settings)
+    step = 2 * how.epsilon / max(1, how.steps)
 
     def push(images: torch.Tensor, mask: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             original = _log_probabilities(network, images, device)
-        for _ in range(settings.steps):
+        for _ in range(how.steps):
             delta = delta.detach().requires_grad_(True)
             moved = _log_probabilities(network, (images + delta).clamp(0, 1), device)
             total = _kl(original, moved).sum()
             (gradient,) = torch.autograd.grad(total, delta)
-            delta = (delta.detach() + step * gradient.sign() * mask).clamp(-settings.epsilon, settings.epsilon)
+            delta = (delta.detach() + step * gradient.sign() * mask).clamp(-how.epsilon, how.epsilon)
         with torch.no_grad():
             return _kl(original, _log_probabilities(network, (images + delta).clamp(0, 1), device))
 

@@ -6,6 +6,7 @@ torch and timm as they are, since all of them call ``torch.nn.functional.batch_n
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -24,7 +25,7 @@ class _Shared(TorchFunctionMode):
         super().__init__()
         self._peers = peers
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if function is functional.batch_norm:
             return self._normalise(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
@@ -44,7 +45,7 @@ class _Shared(TorchFunctionMode):
             arguments = running_mean, running_variance, weight, bias, training, momentum, eps
             return functional.batch_norm(values, *arguments)
         mean, variance, count = self._statistics(values.float())
-        if running_mean is not None:
+        if running_mean is not None and running_variance is not None:
             with torch.no_grad():
                 running_mean.lerp_(mean, momentum)
                 running_variance.lerp_(variance * count / (count - 1), momentum)
@@ -72,14 +73,14 @@ class _Total(torch.autograd.Function):
     """The sum of a tensor over all processes; what it does to the loss of each flows back to all."""
 
     @staticmethod
-    def forward(context, own: torch.Tensor, peers: Peers) -> torch.Tensor:
+    def forward(context: Any, own: torch.Tensor, peers: Peers) -> torch.Tensor:
         context.peers = peers
         total = own.clone()
         peers.add_([total])
         return total
 
     @staticmethod
-    def backward(context, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         total = gradient.clone()
         context.peers.add_([total])
         return total, None

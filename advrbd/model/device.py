@@ -81,7 +81,7 @@ def _choose(name: str) -> Device:
     if device.type != "cpu":
         raise DeviceError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps")
     # bfloat16 pays on a CPU that multiplies it natively, and costs on one that has to emulate it
-    native = getattr(torch.cpu, "get_capabilities", dict)()
+    native: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     dtype = torch.bfloat16 if native.get("avx512_bf16") or native.get("amx_bf16") else None
     precision = "bfloat16 autocast" if dtype else "float32"
     return Device(torch.device("cpu"), dtype, f"cpu, {torch.get_num_threads()} threads, {precision} ({why})")

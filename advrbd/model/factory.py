@@ -4,6 +4,7 @@ A network takes pixels in [0, 1]; normalisation is part of it, so a perturbation
 """
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import timm
 import torch
@@ -49,13 +50,17 @@ class Network(nn.Module):
     ``spec`` what it was built from.
     """
 
+    backbone: Any  # timm's models share methods, but no class that has them
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self,
         backbone: nn.Module,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         changes: Changes,
-        spec: ModelSpec | None = None,
+        spec: ModelSpec,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -133,7 +138,7 @@ def build(spec: ModelSpec, device: Device, generator: torch.Generator, fetch: bo
     if fetched:
         config = resolve_model_data_config(backbone)
         mean, std = config["mean"], config["std"]
-    network = Network(backbone, mean, std, changes, spec).to(device.device, memory_format=torch.channels_last)
+    network = Network(backbone, mean, std, changes, spec).to(device.device).to(memory_format=torch.channels_last)
     _check_fits(network.eval(), spec, device)
     return network
 
@@ -181,13 +186,14 @@ def _small_stem(backbone: nn.Module, pretrained: bool) -> Changes:
     if isinstance(backbone, ResNet):
         if isinstance(backbone.conv1, nn.Conv2d):
             return {"conv1": _as_small_convolution(backbone.conv1, pretrained), "maxpool": nn.Identity()}
-        pool = {} if backbone.conv1[-1].out_channels <= THIN_STEM else {"maxpool": nn.Identity()}
-        return {"conv1.0.stride": (1, 1)} | pool
+        deep: Any = backbone.conv1  # what a stem is made of has no type of its own
+        pool: Changes = {} if deep[-1].out_channels <= THIN_STEM else {"maxpool": nn.Identity()}
+        return {"conv1.0.stride": (1, 1), **pool}
     if isinstance(backbone, ResNetV2):
         first = "conv" if "conv" in dict(backbone.stem.named_children()) else "conv1"
         return {f"stem.{first}.stride": (1, 1), "stem.pool": nn.Identity()}
     if isinstance(backbone, ConvNeXt):
-        stem = backbone.stem[0]
+        stem: Any = backbone.stem[0]
         if tuple(stem.kernel_size) != tuple(stem.stride):
             return {}
         size = max(1, stem.stride[0] // 2)  # a patchify stem: patches of 2 keep the grid

@@ -7,6 +7,7 @@ network, its device and the settings of the job, and that returns the computatio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ Job = Callable[..., Callable[..., Tensors]]
 
 
 @contextmanager
-def handed_out(device: Device, job: str, network: Network, **settings) -> Iterator[None]:
+def handed_out(device: Device, job: str, network: Network, **settings: Any) -> Iterator[None]:
     """While the context lasts, the helpers are at ``job`` with the ``network`` as it is now: what the leader deals goes
     to them, too. Without helpers it does nothing. The ``settings`` are JSON values.
 

@@ -90,11 +90,12 @@ def _asked(
     answer, peers = answering(network, device, mirror), device.peers
     with handed_out(device, "infer", network, mirror=mirror):
         for chunk in indices.split(BATCH):
-            answers = peers.collect(answer(*peers.deal(pixels.batch(chunk, device.device))), len(chunk))
-            if not all(part.isfinite().all() for part in answers):
+            own = answer(*peers.deal(pixels.batch(chunk, device.device)))
+            logits, features = peers.collect(own, len(chunk))
+            if not (logits.isfinite().all() and features.isfinite().all()):
                 advice = "try another --model or --seed"
                 raise DivergedError(f"what the model says of some images are no finite numbers; {advice}")
-            yield answers
+            yield logits, features
 
 
 def answering(
@@ -108,10 +109,16 @@ def answering(
         with device.autocast():
             seen = [network.features(view) for view in views]
             said = [network.classify(view) for view in seen]
-        return tuple((sum(view.float() for view in each) / len(views)).cpu() for each in (said, seen))
+        logits, features = (torch.stack([view.float() for view in each]).mean(dim=0).cpu() for each in (said, seen))
+        return logits, features
 
     batches = Batches(BATCH, device)
-    return lambda images: tuple(map(torch.cat, zip(*batches.map(ask, images), strict=True)))
+
+    def answer(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, features = zip(*batches.map(ask, images), strict=True)
+        return torch.cat(logits), torch.cat(features)
+
+    return answer
 
 
 def _gather(batches: Iterator[tuple[torch.Tensor, ...]], count: int) -> list[torch.Tensor]:

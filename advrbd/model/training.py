@@ -109,9 +109,8 @@ def learning(
 ) -> Callable[[torch.Tensor, torch.Tensor], tuple[()]]:
     """A helper's part in ``train``: a function that makes a step on its share of a batch, images and labels."""
     torch.manual_seed(seed + device.peers.rank)  # no two processes drop the same
-    settings = TrainingSettings(**settings)
-    objective = cross_entropy(settings.label_smoothing)
-    learn = _learner(network.train(), device, settings, objective, batch_size, steps)
+    how = TrainingSettings(**settings)
+    learn = _learner(network.train(), device, how, cross_entropy(how.label_smoothing), batch_size, steps)
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[()]:
         learn(images, labels)

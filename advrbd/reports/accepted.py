@@ -52,7 +52,7 @@ def read_ignore_file(path: str | os.PathLike) -> dict[tuple[str, str], str]:
             continue
         match = LINE.fullmatch(line)
         label = _class_of(match[2]) if match else None
-        if label is None:
+        if match is None or label is None:
             form = "a SHA-256 (64 hexadecimal digits) and a path in the scanned folder, the class first"
             raise SettingsError(f"{path}, line {number}: should be {form}")
         accepted[match[1].lower(), label] = printable(Path(path).name)

@@ -179,11 +179,11 @@ def _facts(run: dict) -> Iterator[tuple[str, str]]:
     model = run.get("model")
     if isinstance(model, dict):
         model = f"{model.get('name', '?')} at {model.get('image_size', '?')} px"
-    control = {True: "found, as it should be", False: "not found"}.get(run.get("control_found"))
+    control: dict[object, str] = {True: "found, as it should be", False: "not found"}
     seconds = run.get("seconds")
     facts = {
         "Looks": run.get("looks"),
-        "Control planted to test the scan itself": control,
+        "Control planted to test the scan itself": control.get(run.get("control_found")),
         "Time": f"{seconds:,.0f} seconds" if isinstance(seconds, int | float) else seconds,
         "Device": run.get("device"),
         "Model": model,

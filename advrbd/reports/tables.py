@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from advrbd.data.folder import OK, ImageFile
 from advrbd.errors import ReportError
@@ -232,7 +233,7 @@ def _contents_of(text: str, empty: bool) -> tuple[list[dict], dict]:
     return whole["files"], whole
 
 
-def _json(text: str) -> object:
+def _json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=keys_once, parse_constant=_no_number)
 
 
