@@ -153,14 +153,16 @@ def test_a_report_of_another_folder_is_refused(poisoned, clean_digits, tmp_path)
 
 
 def test_an_unpoisoned_folder_comes_back_clean(clean_digits, tmp_path):
-    report = tmp_path / "report.csv"
+    report = tmp_path / "report.json"
     done = subprocess.run(
-        [sys.executable, "-m", "advrbd_cli", "scan", str(clean_digits), "-o", str(report), "-q"],
+        [sys.executable, "-m", "advrbd_cli", "scan", str(clean_digits), "-o", str(report), "-q", "--strict"],
         capture_output=True,
         text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert len(report.read_text().splitlines()) == 1  # the header alone
+    found = json.loads(report.read_text())
+    assert (found["verdict"], found["files"]) == ("clean", [])
+    assert found["run"]["control_found"] is True
 
 
 def test_too_few_images_are_refused_before_any_work(tmp_path):

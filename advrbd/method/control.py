@@ -54,7 +54,8 @@ def plant_control(run: Run, examples: torch.Tensor, config: Config) -> Control:
 def find_control(
     control: Control, network: Network, examples: torch.Tensor, outputs: Predictions, parts: Partition, config: Config
 ) -> bool:
-    """Whether the stages find the copies: as one of the groups they would examine, and with a sharp answer.
+    """Whether the stages find the copies: as one of the groups they would examine, and with a sharp answer, in as many
+    rounds as a real group has.
 
     ``network``, ``outputs`` and ``parts`` belong to the images ``examples`` (int64 [M]), the copies among them.
     """
@@ -65,7 +66,7 @@ def find_control(
     for split in chosen:
         inside = int(planted[split.group].sum())
         if split.label == control.label and 2 * inside > max(len(split.group), int(planted.sum())):
-            once = replace(config.enhancement, rounds=1)
-            entry = enhance(run, network, examples, split, parts.seeds, once)
-            return is_sharp(entry, for_groups(config.identification, len(chosen)))
+            conviction = for_groups(config.identification, len(chosen))
+            no_further = replace(config.enhancement, clear_ambiguity=conviction.ambiguity_limit)
+            return is_sharp(enhance(run, network, examples, split, parts.seeds, no_further), conviction)
     return False
