@@ -138,7 +138,9 @@ def read_settings(path: Path) -> dict:
         whole = tomllib.loads(read_regular(path).decode("utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read the settings in {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError as error:
+        raise SettingsError(f"{path} is no TOML that can be read: nested too deeply") from error
+    except ValueError as error:  # of bytes, of TOML, and of a number with too many digits
         raise SettingsError(f"{path} is no TOML: {error}") from error
     if path.name != PYPROJECT.name:
         return whole
@@ -190,8 +192,12 @@ def _taken(context: typer.Context, option: TyperOption, value: object, place: st
     wanted = bool if option.is_flag else option.type_descriptor.annotation
     wanted = wanted if wanted in KINDS else str
     allowed = {bool: bool, int: int, float: int | float, str: str | int | float}[wanted]  # fail-on = 5
+    try:
+        shown = repr(value)
+    except ValueError as error:  # TOML's hexadecimal numbers may have more digits than Python writes
+        raise SettingsError(f"{place}: {error}") from error
     if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
-        raise SettingsError(f"{place} should be {KINDS[wanted]}, not {value!r}")
+        raise SettingsError(f"{place} should be {KINDS[wanted]}, not {shown}")
     taken = value if isinstance(value, bool) else str(value)
     _check_value(context, option, taken, place)
     return taken

@@ -32,7 +32,11 @@ from advrbd.method.relearning import relearn
 from advrbd.preparation import prepare, usable
 from advrbd.reports.report import FileResult
 
-DETECTORS = {name: kind for name, kind in (BASELINES | INSTALLED).items() if kind.needs in (NOTHING, POISON_RATE)}
+DETECTORS = {
+    name: kind
+    for name, kind in (BASELINES | INSTALLED).items()
+    if kind.detects and kind.needs in (NOTHING, POISON_RATE)
+}
 
 
 def scan(folder: Path, roles: dict[str, str], config: Config) -> Detection:
@@ -51,8 +55,6 @@ def ask(kind: type[Defence], folder: Path, roles: dict[str, str], config: Config
     else:  # trains by itself, and finds while it does
         found = defence.defend(run, examples, run.fresh_network())
         suspects, score = found.suspects, found.score
-    if suspects is None:
-        raise SystemExit(f"error: {kind.name} names no files")
     score = suspects.float() if score is None else score
     files = [
         FileResult(index.files[position].path, "", OK, "", bool(suspects[number]), float(score[number]))

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from advrbd.benchmark.digits import digits, write_image_folder
+from advrbd.data.sources import territory
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core, so one thread a process; torch isn't imported yet
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -64,6 +67,41 @@ def _shared_inputs_are_left_alone(
     yield
     for folder in folders:
         assert snapshot(folder) == first_seen[folder]
+
+
+def state_of(place: Path) -> dict[str, tuple]:
+    """What nobody may change: names, kinds, rights, times, where links lead, and bytes; no link is followed."""
+    state = {}
+    for path in (place, *place.rglob("*")):
+        found = path.lstat()
+        held = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        state[str(path)] = (found.st_mode, found.st_size, found.st_mtime_ns, hash(held))
+    return state
+
+
+def leaving_alone(run: Callable) -> Callable:
+    """``run``, which is ``scan`` or ``clean``, with an assertion that its input is afterwards as it was before."""
+
+    @wraps(run)
+    def checked(path: str | os.PathLike, *arguments, **options) -> object:
+        place = territory(Path(path), options.get("root"))
+        before = state_of(place) if place.exists() else {}
+        try:
+            return run(path, *arguments, **options)
+        finally:
+            assert (state_of(place) if place.exists() else {}) == before, f"the input {place} was changed"
+
+    return checked
+
+
+@pytest.fixture(autouse=True)
+def _inputs_are_left_alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No scan and no clean in this process changes its input, whatever that is; a test that does so meanwhile, in the
+    place of an attacker, is marked ``changes_input``."""
+    pipeline = sys.modules.get("advrbd.pipeline")  # it brings torch along, which many tests don't need
+    if pipeline is not None and request.node.get_closest_marker("changes_input") is None:
+        for name in ("scan", "clean"):
+            monkeypatch.setattr(pipeline, name, leaving_alone(getattr(pipeline, name)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -366,6 +366,7 @@ def test_the_detail_goes_before_the_stage():
 @pytest.mark.parametrize("width", ["20", "40", "80"])
 def test_no_figure_and_no_class_of_the_summary_is_cut_off(width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setattr(console.stderr, "_width", None)  # what COLUMNS was when the console was made
     names = ("cat", "[red]x[/red]" + "y" * 60, "日本語" * 10)
     scan.summarise(Report((), tuple(ClassVerdict(name, 1234567, 7654321, POISONED) for name in names)), None)
     lines = capsys.readouterr().err.splitlines()

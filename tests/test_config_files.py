@@ -156,6 +156,10 @@ def test_no_setting_silences_where_it_came_from(call, monkeypatch, origin):
         ("model = ['a']", ("model should be text",)),
         ("format = 'yaml'", ("pyproject.toml: format", "'yaml'", "'jsonl'")),
         ("seed = ", ("pyproject.toml is no TOML",)),
+        (f"seed = {'[' * 5000}", ("pyproject.toml is no TOML", "nested too deeply")),
+        (f"seed = {'9' * 5000}", ("pyproject.toml is no TOML", "5000 digits")),
+        (f"seed = 0x{'9' * 5000}", ("pyproject.toml: seed", "digits")),
+        (f"seed = [0x{'9' * 5000}]", ("pyproject.toml: seed", "digits")),
     ],
 )
 def test_what_nobody_knows_or_has_another_type_is_refused(call, text, messages):

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fuzz_decoder import ANSWERS, SETTINGS, SIZE, mutated, originals
+from fuzz_targets import TARGETS, furnished
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from watch import Watch
 
 import advrbd.pipeline
 from advrbd.config import Config, DecodingSettings
@@ -306,6 +308,47 @@ def test_any_bytes_get_an_answer(decoders, good, data):
 @given(data=hostile)
 def test_a_great_many_bytes_get_an_answer(decoders, good, data):
     assert_answered(decoders, data, good)
+
+
+@pytest.fixture(scope="session")
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_whatever_is_handed_over_gets_an_answer_or_an_error(name, tmp_path, watch):
+    target, place = TARGETS[name], furnished(tmp_path / "place")
+
+    @settings(max_examples=50)
+    @given(seed=st.sampled_from(target.seeds), several=changes, repaired=st.booleans())
+    def holds(seed, several, repaired):
+        data = mutated(seed, several)
+        target.check(target.repaired(data) if repaired else data, place, watch)
+
+    for seed in target.seeds:
+        assert target.repaired(seed) == seed
+        target.check(seed, place, watch)
+    holds()
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        pytest.param(lambda out: out.write_text("x"), id="write"),
+        pytest.param(lambda out: out.with_name("read").read_bytes(), id="read"),
+        pytest.param(lambda out: list(out.parent.iterdir()), id="list"),
+        pytest.param(lambda out: out.mkdir(), id="make"),
+        pytest.param(lambda _: os.system("true"), id="start"),
+        pytest.param(lambda out: (out.parent / "place" / "inside").write_text("x"), id="write inside"),
+    ],
+)
+def test_the_watch_hears_what_a_reader_must_not_do(touch, tmp_path, watch):
+    place = furnished(tmp_path / "place")
+    (tmp_path / "read").touch()
+    with pytest.raises(AssertionError), watch.over(place):
+        touch(tmp_path / "out")
+    with watch.over(place):
+        (place / "a" / "1.png").read_bytes()
 
 
 @pytest.mark.parametrize("command", [("scan", "data"), ("clean", "data", "--out", "out")])

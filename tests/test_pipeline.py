@@ -72,7 +72,8 @@ def test_the_program_finds_the_planted_files_and_exits_with_one(poisoned):
     assert done.stdout == ""
     assert "1 could not be read" in done.stderr
     assert "warm-up: " in done.stderr
-    rows = {row["path"].removeprefix("./"): row for row in csv.DictReader(report.open(encoding="utf-8"))}
+    with report.open(encoding="utf-8", newline="") as lines:
+        rows = {row["path"].removeprefix("./"): row for row in csv.DictReader(lines)}
     assert rows.keys() == {*truth, "5/00000-broken.png"}
     assert rows.pop("5/00000-broken.png")["status"] == "unreadable"
     flagged = {path for path, row in rows.items() if row["suspect"] == "true"}

@@ -3,12 +3,10 @@
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,9 +36,6 @@ QUICK = Config(
     relearning=RelearningSettings(clean=SHORT, fine_tuning=SHORT),
     looks=2,
 )
-
-
-KILLS = int(os.environ.get("ADVRBD_TEST_KILLS", "100"))  # at random times
 
 
 class Stopped(BaseException):
@@ -156,25 +151,6 @@ def test_a_scan_that_is_killed_goes_on(data, tmp_path):
         return len(list(work.glob(f"*{SUFFIX}"))) >= started[process]
 
     assert killed_and_resumed(data, work, enough) == (scanned(data), 2)
-
-
-@pytest.mark.slow
-@needs_fork
-def test_kills_at_random_times_lose_nothing(data, tmp_path, snapshot):
-    before, generator = snapshot(data), random.Random(0)
-    started = time.monotonic()
-    whole = scanned(data)
-    seconds, kills, number = time.monotonic() - started, 0, 0
-    while kills < KILLS:
-        ends: dict[int, float] = {}
-
-        def late(process: int, ends=ends) -> bool:
-            return time.monotonic() > ends.setdefault(process, time.monotonic() + generator.uniform(0, 2 * seconds))
-
-        report, more = killed_and_resumed(data, tmp_path / str(number), late)
-        assert report == whole
-        kills, number = kills + more, number + 1
-    assert snapshot(data) == before
 
 
 def test_a_finished_scan_is_not_trained_again_and_clean_takes_its_work_over(data, tmp_path, monkeypatch):

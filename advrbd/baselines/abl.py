@@ -24,6 +24,7 @@ class ABL(Defence):
     """
 
     name: ClassVar[str] = "abl"
+    detects: ClassVar[bool] = True
 
     floor: float = 0.5
     isolated_share: float = 0.01

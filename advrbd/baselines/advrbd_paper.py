@@ -47,6 +47,7 @@ class PaperRecipe(Defence):
     """
 
     name: ClassVar[str] = "advrbd-paper"
+    detects: ClassVar[bool] = True
 
     partition: PartitionSettings = field(default_factory=lambda: PartitionSettings(masks=1))
     rounds: int = 5

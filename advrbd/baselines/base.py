@@ -34,11 +34,12 @@ class Defence(ABC):
     """A defence with all its settings.
 
     ``needs`` is ``NOTHING``, ``CLEAN_IMAGES``: some that are surely clean, or ``POISON_RATE``: the share of the images
-    that is poisoned, which such a defence takes as its setting ``rate``.
+    that is poisoned, which such a defence takes as its setting ``rate``. ``detects``: it names suspects.
     """
 
     name: ClassVar[str]
     needs: ClassVar[str] = NOTHING
+    detects: ClassVar[bool] = False
 
     def defend(self, run: Run, examples: torch.Tensor, network: Network, clean: torch.Tensor | None = None) -> Defended:
         """Defend against what may be planted in the images ``examples`` (int64 [M]).

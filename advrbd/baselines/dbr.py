@@ -29,6 +29,7 @@ class DBR(Defence):
     """
 
     name: ClassVar[str] = "d-br"
+    detects: ClassVar[bool] = True
 
     trusted_share: float = 0.2
     poisoned_share: float = 0.05

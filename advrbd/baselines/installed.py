@@ -31,6 +31,7 @@ LARGEST_PART = 0.5  # of a class that is ever set apart, as in the toolbox's own
 class Detector(Defence):
     """A defence that says which images are poisoned; a fresh network then learns the others."""
 
+    detects: ClassVar[bool] = True
     relearning: RelearningSettings = field(default_factory=RelearningSettings, kw_only=True)
 
     def _defend(self, run: Run, examples: torch.Tensor, network: Network, clean: torch.Tensor | None) -> Defended:

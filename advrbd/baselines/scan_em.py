@@ -32,6 +32,7 @@ class SCAnFT(Defence):
 
     name: ClassVar[str] = "scan-ft"
     needs: ClassVar[str] = CLEAN_IMAGES
+    detects: ClassVar[bool] = True
 
     threshold: float = exp(2)
     iterations: int = 100
