@@ -95,6 +95,23 @@ def test_separation_finds_the_planted_group_and_puts_it_up_for_examination(gener
     assert (torch.isin(torch.arange(len(labels)), best.group) == group).float().mean() > 0.99
 
 
+def test_the_core_of_a_part_that_overlaps_its_class_holds_hardly_any_strangers(generator):
+    outputs, labels, group = planted_features(generator, 120, distance=0.3)
+    seeds = (torch.rand(len(labels), generator=generator) < 0.2) & ~group
+
+    def part(sure: float) -> torch.Tensor:
+        settings = SeparationSettings(parts=(2,), sure=sure)
+        splits = separate(outputs, labels, seeds, settings, torch.Generator().manual_seed(0))
+        return next(split.group for split in splits if split.label == 1)
+
+    whole, core = part(0.0), part(0.9)
+    assert group[whole].float().mean() < 0.8
+    assert group[core].float().mean() > 0.9
+    assert torch.isin(core, whole).all()
+    assert len(core) > 40
+    assert torch.equal(part(1.0), whole)  # nothing is that sure, so all of it has to do
+
+
 def split_of(label: int, parts: int, members: range, bimodality: float) -> Split:
     return Split(label, parts, torch.tensor(list(members)), bimodality, distance=5.0)
 
