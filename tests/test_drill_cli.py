@@ -137,6 +137,7 @@ def test_the_attacks_that_are_asked_for():
     assert _names("sig,all") == ["sig", *(name for name in everything if name != "sig")]
 
 
+@pytest.mark.slow
 def test_a_drill_from_end_to_end(tmp_path, snapshot):
     images, labels, _, _ = digits()
     few = labels < 6  # what all ten take longer for shows nothing more
