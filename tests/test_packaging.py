@@ -127,7 +127,7 @@ def test_the_metadata_is_complete_and_valid(metadata, tree):
     assert (metadata.license_expression, metadata.license_files) == ("Apache-2.0", ["LICENSE"])
     assert str(metadata.requires_python) == ">=3.11"
     assert metadata.author == "The advrbd maintainers"
-    assert set(metadata.provides_extra) == {"bench", "test"}
+    assert set(metadata.provides_extra) == {"bench", "fuzz", "test"}
     assert metadata.keywords
     assert {"Environment :: Console", "Topic :: Security", "Typing :: Typed"} <= {*metadata.classifiers}
     needed = {canonicalize_name(each.name) for each in metadata.requires_dist if each.marker is None}

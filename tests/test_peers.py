@@ -141,7 +141,7 @@ def test_training_is_that_of_one_process_but_for_rounding(two, images, model):
     """Without batch normalisation, with torch's, and with timm's own."""
     (_, network, loss, drawn), (_, other, expected, drawn_by_one) = (trained(d, images, model) for d in (two, ONE))
     same(network, other)
-    assert loss == pytest.approx(expected, rel=1e-3)
+    assert loss == pytest.approx(expected, abs=1e-3)  # nats; it is small, so its last digits are rounding
     assert torch.equal(drawn, drawn_by_one)
 
 
