@@ -103,9 +103,10 @@ def test_runs_in_one_process_and_in_a_row_of_them_leave_nothing(data, tmp_path, 
     }
     processes = multiprocessing.get_context("forkserver")  # its server imports torch once, and never uses it
     processes.set_forkserver_preload(["test_soak"])
+    (tmp_path / "own").mkdir()  # in the other one, what makes the processes has a file of its own
     for number in range(RUNS // 10):
         target = tmp_path / f"alone{number}.csv"
-        process = processes.Process(target=scan_alone, args=(data, target, tmp_path / "temporary"))
+        process = processes.Process(target=scan_alone, args=(data, target, tmp_path / "own"))
         process.start()
         process.join()
         assert process.exitcode == 0
