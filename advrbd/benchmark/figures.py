@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg")
+LOWEST_LOSS = 0.01  # where the colours of Figure 4 begin; they are by order of magnitude, and the same for all images
 
 
 def draw(units: Sequence[dict], out: Path, form: str = "png") -> list[Path]:
@@ -68,11 +69,17 @@ def _matplotlib() -> "ModuleType":
 def _landscape(figure: "Figure", data: dict) -> None:
     """Figure 4: the loss around the undefended model's weights."""
     kinds = [kind for kind in data if kind != "radius"]
-    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+    highest = max(1.0, *(max(map(max, data[kind])) for kind in kinds))
+    levels = [LOWEST_LOSS * (highest / LOWEST_LOSS) ** (number / 20) for number in range(21)]
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
         steps = [data["radius"] * (2 * number / (len(data[kind]) - 1) - 1) for number in range(len(data[kind]))]
-        shown = axes.contourf(steps, steps, data[kind], levels=20)
-        figure.colorbar(shown, ax=axes, label="cross-entropy")
-        axes.set(title=f"{kind} images", xlabel="direction 1", ylabel="direction 2")
+        losses = [[max(LOWEST_LOSS, loss) for loss in row] for row in data[kind]]
+        shown = axes.contourf(steps, steps, losses, levels=levels, norm="log")
+        axes.set(title=f"{kind} images", xlabel="direction 1")
+    panels[0].set(ylabel="direction 2")
+    decades = [10.0**power for power in range(-2, 10) if LOWEST_LOSS <= 10.0**power <= highest]
+    figure.colorbar(shown, ax=list(panels), label="cross-entropy", ticks=decades, format="%g")
 
 
 def _divergence(figure: "Figure", data: dict) -> None:
