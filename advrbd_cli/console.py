@@ -106,7 +106,7 @@ class Narrator:
             transient=True,
             disable=not self._live,
         )
-        self._stage, self._task, self._started, self._last = "", TaskID(0), 0.0, 0.0
+        self._stage, self._task, self._started, self._last, self._heard = "", TaskID(0), 0.0, 0.0, time.monotonic()
 
     def __enter__(self) -> "Narrator":
         self._bar.start()
@@ -126,9 +126,14 @@ class Narrator:
 
     def _progress(self, event: events.Progress) -> None:
         now = time.monotonic()
+        self._tell(event, now)
+        self._heard = now
+
+    def _tell(self, event: events.Progress, now: float) -> None:
         stage, detail = fitting(event.stage, event.detail, stderr.width)
         if event.stage != self._stage:
-            self._stage, self._started, self._last = event.stage, now, now
+            # a stage tells of itself for the first time when some of it is done; it began when the one before ended
+            self._stage, self._started, self._last = event.stage, self._heard, now
             if self._live:
                 for task in self._bar.task_ids:
                     self._bar.remove_task(task)

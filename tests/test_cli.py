@@ -313,6 +313,14 @@ def test_without_a_terminal_there_are_plain_lines(capsys):
 
 
 @pytest.mark.usefixtures("quietly")
+def test_a_stage_began_when_the_one_before_it_ended(monkeypatch, capsys):
+    times = iter((0, 4, 11, 20))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(times, 20))
+    narrate(Progress("decode", 3, 3), Progress("warm-up", 1, 1), Progress("partition", 1, 2))
+    assert capsys.readouterr().err == "decode: 3/3 images, 4 s\nwarm-up: 1/1 images, 7 s\n"
+
+
+@pytest.mark.usefixtures("quietly")
 def test_no_progress_leaves_notes_and_cautions(capsys):
     narrate(Note("a note"), Progress("decode", 3, 3), Caution("a caution"), progress=False)
     assert capsys.readouterr() == ("", "a note\nwarning: a caution\n")
