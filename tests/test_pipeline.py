@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small import SMALL
 from sklearn.metrics import roc_auc_score
+from small import SMALL
 from torchvision.datasets import ImageFolder
 
 import advrbd
