@@ -26,14 +26,13 @@ from advrbd.attacks import BadNets
 from advrbd.attacks.plant import plant
 from advrbd.benchmark import drill as drilling
 from advrbd.benchmark.digits import digits, write_image_folder
+from advrbd.benchmark.presets import INSTALLED_HERE
 from advrbd.benchmark.store import write_unit
 from advrbd.config import Config
 from advrbd.reports.tables import render
 from advrbd_cli import console
 from advrbd_cli.app import main
 from advrbd_cli.settings import PREFIX
-
-pytestmark = pytest.mark.slow
 
 COMMANDS = dict.fromkeys(shlex.join(words) for page in PAGES for words in command_lines(page) if words != ["demo"])
 PLACEHOLDERS = {"NAME": "badnets", "CLASS": "cat", "CLEAN": "cleaned", "partition.rate=$share": "partition.rate=0.1"}
@@ -45,7 +44,7 @@ def quickly(run: Callable) -> Callable:
     """``run`` with settings that take seconds in the place of the defaults."""
 
     def brief(given: object) -> object:
-        return replace(SMALL, seed=given.seed) if isinstance(given, Config) else given
+        return replace(SMALL, seed=given.seed, device=given.device) if isinstance(given, Config) else given
 
     def ran(*arguments, **named) -> object:
         return run(*map(brief, arguments), **{name: brief(value) for name, value in named.items()})
@@ -120,6 +119,8 @@ def ends(words: list[str]) -> tuple[tuple[int, ...], str]:
     match words:
         case [*_, "cuda:1"]:
             return (2,), "no CUDA device"
+        case [*_, names] if "activation-clustering" in names and not INSTALLED_HERE:
+            return (2,), "pip install 'advrbd[bench]'"
         case ["drill", *_]:  # so short a training may learn no backdoor
             return (0, 1, 2), "attack"
         case ["scan", *_] if "--strict" in words:  # or not enough
