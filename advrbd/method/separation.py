@@ -25,7 +25,7 @@ class Split:
     """A part of the class ``label`` against the rest of it; ``group`` int64 [K], ascending, are the positions among the
     M images of its core, which would be planted. Masks of all splits would take memory by classes times images.
 
-    ``parts``: into how many the class was cut. ``bimodality`` is Ashman's D along the line between group and rest
+    ``parts``: into how many the class was cut. ``bimodality`` is Ashman's D along the line between part and rest
     (Ashman et al. 1994, AJ 108:2348; 2.65 for a halved Gaussian, higher = clearer), ``distance`` that between their
     means in units of the seeds' deviation.
     """
