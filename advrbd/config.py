@@ -130,7 +130,7 @@ class Config:
 
     ``looks``: how often at most the folder is looked at; after each look that found something, what was found is
     taken out and a fresh model looks at the rest. ``control_share``: size of the control group, as a share of an
-    average class.
+    average class. ``controls``: how many are tried, in a look each, before the folder counts as unexamined.
     """
 
     model: str = "auto"
@@ -140,6 +140,7 @@ class Config:
     pretrained: bool = False
     looks: int = 4
     control_share: float = 0.1
+    controls: int = 2
     decoding: DecodingSettings = field(default_factory=DecodingSettings)
     warm_up: TrainingSettings = field(default_factory=TrainingSettings)
     partition: PartitionSettings = field(default_factory=PartitionSettings)

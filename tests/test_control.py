@@ -1,11 +1,14 @@
 """The positive control: a backdoor of our own, seen by nobody else, and what its loss does to the verdict."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import advrbd
 from advrbd.config import Config, EnhancementSettings, SeparationSettings, TrainingSettings
 from advrbd.data.pixels import Extended, Pixels
+from advrbd.method import look
 from advrbd.method.control import plant_control
 from advrbd.method.findings import Findings
 from advrbd.method.look import _check_separation
@@ -14,7 +17,7 @@ from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
 from advrbd.model.inference import Outputs
 from advrbd.model.run import Run
-from advrbd.reports.report import UNEXAMINED
+from advrbd.reports.report import CLEAN, UNEXAMINED
 
 
 @pytest.fixture
@@ -56,15 +59,52 @@ def test_the_control_is_a_group_of_copies_with_one_patch_and_a_wrong_label(run):
     assert patches.eq(patches[0]).all()  # the same in every copy
 
 
+ONCE = TrainingSettings(epochs=1, minimum_steps=0, learning_rate=1e-6)
+HARDLY = Config(
+    model="test_resnet",
+    device="cpu",
+    warm_up=ONCE,
+    enhancement=EnhancementSettings(rounds=1, steps=1, training=ONCE),
+)
+
+
 def test_a_scan_whose_model_learned_nothing_says_that_it_could_not_look(digits_folder):
-    once = TrainingSettings(epochs=1, minimum_steps=0, learning_rate=1e-6)
-    hardly = EnhancementSettings(rounds=1, steps=1, training=once)
-    report = advrbd.scan(digits_folder, Config(model="test_resnet", device="cpu", warm_up=once, enhancement=hardly))
+    report = advrbd.scan(digits_folder, HARDLY)
     assert not report.suspects
     assert report.verdict == UNEXAMINED
     assert len(report.unexamined) == 10
     assert any("could not have seen a backdoor" in caution for caution in report.cautions)
     assert report.run["control_found"] is False
+    assert report.run["looks"] == 1  # another control is no help to it
+
+
+@pytest.mark.parametrize(
+    ("found", "allowed", "looks", "verdict"),
+    [
+        ([True], 4, 1, CLEAN),
+        ([False, True], 4, 2, CLEAN),
+        ([False, False], 4, 2, UNEXAMINED),
+        ([False], 1, 1, UNEXAMINED),
+    ],
+)
+def test_a_control_that_is_lost_is_planted_once_more(digits_folder, monkeypatch, found, allowed, looks, verdict):
+    planted = []
+
+    def find_control(control, *_):
+        planted.append(control)
+        return found[len(planted) - 1]
+
+    monkeypatch.setattr(look, "find_control", find_control)
+    monkeypatch.setattr(look, "LEARNED", -1.0)  # so short a training counts as enough
+    config = replace(HARDLY, looks=allowed, warm_up=TrainingSettings(epochs=2, minimum_steps=0))
+    report = advrbd.scan(digits_folder, config)
+    assert (report.run["looks"], report.run["control_found"]) == (looks, found[-1])
+    assert {row.verdict for row in report.classes if row.evidence} == {verdict}
+    assert len(planted) == looks
+    assert not report.run["exhausted"]
+    if looks == 2:
+        first, second = (control.run.pixels.more for control in planted)
+        assert first.shape != second.shape or not torch.equal(first, second)
 
 
 def test_classes_that_could_not_be_cut_are_named_with_the_reason(run):

@@ -35,18 +35,29 @@ LEARNED = 0.3  # of the way from guessing the largest class to perfection, on th
 
 
 def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
-    """Look at the images ``examples`` (int64 [M]) until a look finds nothing, at most ``config.looks`` times."""
+    """Look at the images ``examples`` (int64 [M]) until a look finds nothing, at most ``config.looks`` times.
+
+    A look that finds neither suspects nor its control is no evidence: one with another control tells whether that was
+    bad luck, as it may be where classes are small.
+    """
     findings = Findings.nothing(len(run.labels))
-    control = plant_control(run, examples, config)
+    again = True
     while findings.looks < max(1, config.looks):
         findings.looks += 1
         kept = examples[~findings.suspects[examples]]
-        network, found = look(run, kept, config, findings, control if findings.looks == 1 else None)
+        control = plant_control(run, examples, config) if again else None
+        network, found = look(run, kept, config, findings, control)
         _hear_second_opinion(run, network, findings, examples, config)
         _merge(findings, kept, run.labels[kept], found)
-        if not found.suspects.any():
+        count = int(found.suspects.sum())
+        lost = not (count or findings.blind or findings.control_found)
+        again = lost and findings.looks < min(config.controls, config.looks)
+        if again:
+            run.notify(Note(f"look {findings.looks}: the control was not found; looking again, with another"))
+        elif count:
+            run.notify(Note(f"look {findings.looks}: {count} suspects found and set aside"))
+        else:
             break
-        run.notify(Note(f"look {findings.looks}: {int(found.suspects.sum())} suspects found and set aside"))
     else:
         findings.exhausted = True
         _caution(run, findings, f"look {findings.looks}, the last one allowed, still found suspects; there may be more")
