@@ -1,5 +1,9 @@
 """Any timm model, fitted to the images: sizes, stems, errors."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,3 +70,21 @@ def test_unknown_models_and_devices_are_refused_with_a_way_out():
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="--device cpu"):
             choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("processors", "asked_for", "expected"),
+    [(1, None, "cpu, 1 threads"), (2, None, "cpu, 2 threads"), (1, "3", "cpu, 3 threads")],
+)
+def test_torch_gets_no_more_threads_than_a_quota_leaves_unless_it_was_told_how_many(processors, asked_for, expected):
+    program = f"""
+import joblib, torch
+torch.set_num_threads(3)  # as on a machine with as many cores
+joblib.cpu_count = lambda: {processors}
+from advrbd.model.device import choose_device
+print(choose_device("cpu").reason)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"OMP_NUM_THREADS": asked_for} if asked_for else {}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(expected)

@@ -14,6 +14,7 @@ from pathlib import Path
 from queue import LifoQueue
 from threading import Lock
 
+import joblib
 import numpy as np
 
 import advrbd
@@ -168,4 +169,4 @@ class _Process:
 
 def how_many(files: int) -> int:
     """How many processes are worth their start for so many files."""
-    return min(MOST_PROCESSES, os.cpu_count() or 1, 1 + files // FILES_PER_PROCESS)
+    return min(MOST_PROCESSES, joblib.cpu_count(), 1 + files // FILES_PER_PROCESS)

@@ -1,10 +1,12 @@
 """Where the tensors live, in which precision the models run, and why."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
+import joblib
 import torch
 
 from advrbd.errors import DeviceError
@@ -44,8 +46,9 @@ def _seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
 def choose_device(name: str = "auto") -> Device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a ``Device``.
 
-    ``auto`` takes CUDA before MPS before the CPU. Of several processes, which work on CUDA or the CPU alone, each takes
-    the GPU of its own number on its machine. Raises ``DeviceError`` when the device isn't there.
+    ``auto`` takes CUDA before MPS before the CPU, where torch gets no more threads than a container's quota and the
+    affinity of this process allow, unless ``OMP_NUM_THREADS`` is set. Of several processes, which work on CUDA or the
+    CPU alone, each takes the GPU of its own number on its machine. Raises ``DeviceError`` when the device isn't there.
     """
     peers = current()
     if peers.count == 1:
@@ -84,7 +87,18 @@ def _choose(name: str) -> Device:
     native: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     dtype = torch.bfloat16 if native.get("avx512_bf16") or native.get("amx_bf16") else None
     precision = "bfloat16 autocast" if dtype else "float32"
-    return Device(torch.device("cpu"), dtype, f"cpu, {torch.get_num_threads()} threads, {precision} ({why})")
+    return Device(torch.device("cpu"), dtype, f"cpu, {_fitting_threads()} threads, {precision} ({why})")
+
+
+def _fitting_threads() -> int:
+    """The number of torch's threads, which is lowered to that of the processors that this process may use.
+
+    Torch doesn't see a container's quota: it starts a thread for every core of the machine, and they wait for each
+    other most of the time. Whoever sets ``OMP_NUM_THREADS`` has decided.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
+    return torch.get_num_threads()
 
 
 def out_of_memory(device: Device, what: str) -> DeviceError:
