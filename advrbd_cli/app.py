@@ -13,7 +13,7 @@ from advrbd_cli.settings import Configured
 app = typer.Typer(
     name="advrbd",
     help="Find backdoor-poisoned images in a dataset you don't control, and get a clean one back.",
-    epilog="Exit codes: 0 no suspects, 1 suspects found, 2 anything else went wrong, 130 or 143 interrupted.",
+    epilog="Exit codes: 0 no suspects, 1 suspects found, 2 anything else went wrong, 130, 143 or 129 interrupted.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -13,7 +13,7 @@ from advrbd_cli import accepted, console, exits, options
 if TYPE_CHECKING:
     from advrbd.pipeline import Cleaned
 
-EXAMPLES = "Example: advrbd scan ./data; advrbd clean ./data --report advrbd-report.csv --out ./clean"
+EXAMPLES = "Example: advrbd scan ./data -o report.json; advrbd clean ./data --report report.json --out ./clean"
 
 
 def clean(
@@ -147,7 +147,7 @@ def summarise(cleaned: "Cleaned", out: Path, output: Path, model: Path) -> None:
     again = f"; another scan of it: {cleaned.check.rescan}" if cleaned.check.rescan else ""
     console.say(f"trust in the result: {cleaned.check.trust}{again}")
     console.say(f"dataset: {out}; model: {model}; report: {output}")
-    console.say("the model loads with timm alone: see the README, or 'usage' in the file's header")
+    console.say("the model loads with timm alone: see examples/clean.md, or 'usage' in the file's header")
     if cleaned.check.trust != "none":
         console.say(f"next: train on {out}")
 

@@ -56,7 +56,9 @@ def scan(
     strict: Annotated[
         bool,
         typer.Option(
-            "--strict", help="Exit 2 if any file couldn't be read or any class examined.", rich_help_panel="Verdict"
+            "--strict",
+            help="Exit 2 if any file couldn't be read or any class couldn't be examined.",
+            rich_help_panel="Verdict",
         ),
     ] = False,
     baseline: options.Baseline = None,
@@ -120,7 +122,6 @@ def scan(
     from advrbd.config import Config, DecodingSettings
     from advrbd.pipeline import scan as run_scan
     from advrbd.reports.accepted import accept
-    from advrbd.reports.report import POISONED
     from advrbd.reports.subset import restrict
     from advrbd.reports.tables import render
     from advrbd.writing import write_whole
@@ -159,8 +160,7 @@ def scan(
         raise typer.Exit(exits.FAILED)
     count = len(report.open_suspects)
     found = count * 100 / max(1, len(report.files)) if is_share else count
-    unaccused = report.verdict == POISONED and not report.suspects and chosen is None  # a trigger, no file to blame
-    if not exit_zero and (unaccused or (found >= threshold and count)):
+    if not exit_zero and (report.unaccused or (found >= threshold and count)):
         raise typer.Exit(exits.SUSPECTS)
 
 

@@ -6,7 +6,7 @@ Plants a known backdoor in a copy of the image folder ``./data`` (one folder a c
 with advrbd, and lets each peer look at it. Seconds are from the folder on disk to the list of suspects: decoding is
 in them, and the training of the model that a detector is given, which is as long as that of advrbd's own clean model.
 ABL and D-BR are whole defences, so their repair counts as well. What needs the poison rate is told it. The detectors of
-other packages come with ``pip install 'advrbd[bench]'``.
+other packages come with ``pip install '.[bench]'``.
 """
 
 import argparse

@@ -251,7 +251,7 @@ def test_the_tour_shows_what_clean_and_verify_print(capsys):
         cautions=(),
         check=SimpleNamespace(trust="good", reasons=(), rescan=None),
     )
-    clean.summarise(made, Path("clean"), Path("advrbd-clean-report.csv"), Path("/data/clean.safetensors"))
+    clean.summarise(made, Path("clean"), Path("advrbd-clean-report.csv"), Path("/home/me/clean.safetensors"))
     assert capsys.readouterr().err == blocks_of_the_tour()[1]
     verify.summarise(Verification(2980, "copy", "0123456789abcdef" * 4))
     assert capsys.readouterr().err == blocks_of_the_tour()[2]

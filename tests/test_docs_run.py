@@ -120,7 +120,7 @@ def ends(words: list[str]) -> tuple[tuple[int, ...], str]:
         case [*_, "cuda:1"]:
             return (2,), "no CUDA device"
         case [*_, names] if "activation-clustering" in names and not INSTALLED_HERE:
-            return (2,), "pip install 'advrbd[bench]'"
+            return (2,), "pip install '.[bench]'"
         case ["drill", *_]:  # so short a training may learn no backdoor
             return (0, 1, 2), "attack"
         case ["scan", *_] if "--strict" in words:  # or not enough

@@ -150,8 +150,15 @@ def test_intake_in_python(data, tmp_path, monkeypatch, capsys):
     found = replace(found, files=tuple(file for file in found.files if file.status == OK))
     monkeypatch.setattr(sys, "argv", ["intake.py", str(data), str(clean)])
     monkeypatch.setattr(advrbd.pipeline, "clean", lambda *given, **options: cleaned.append((given, options)))
-    monkeypatch.setattr(advrbd.pipeline, "scan", lambda _: replace(found, files=found.files[1:2]))
+    harmless = tuple(replace(entry, suspects=0, verdict=CLEAN) for entry in found.classes)
+    monkeypatch.setattr(advrbd.pipeline, "scan", lambda _: replace(found, files=found.files[1:2], classes=harmless))
     assert (intake.main(), capsys.readouterr().out, cleaned) == (0, f"{data}\n", [])
+    monkeypatch.setattr(advrbd.pipeline, "scan", lambda _: replace(found, files=found.files[1:2]))
+    assert (intake.main(), capsys.readouterr().out) == (
+        0,
+        f"{clean}\n",
+    )  # poisoned, and no file to blame: clean decides
+    cleaned.clear()
     monkeypatch.setattr(advrbd.pipeline, "scan", lambda _: found)
     assert (intake.main(), capsys.readouterr().out) == (0, f"{clean}\n")
     [(given, options)] = cleaned
@@ -263,7 +270,7 @@ def test_make_trains_only_on_what_a_scan_let_pass(stub, data, code, trained):
     for _ in range(2):  # the report of the first time must not pass for a scan
         done = stub(*make, code=code)
         assert (done.code == 0, f"trained on {data}" in done.out) == (trained, trained)
-        assert done.calls == [f"scan <--no-config> <--output> <advrbd-report.json> <--> <{data}>"]
+        assert done.calls == [f"scan <--no-config> <--output> <advrbd-report.json> <--strict> <--> <{data}>"]
 
 
 def read_yaml(path: Path):

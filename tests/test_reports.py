@@ -242,7 +242,11 @@ def test_a_report_that_isnt_there_is_refused(tmp_path):
 def test_raise_for_suspects():
     with pytest.raises(SuspectsFound, match="2 suspected files, labelled cat, dog"):
         MIXED.raise_for_suspects()
-    assert Report((MIXED.files[0], MIXED.files[2]), MIXED.classes).raise_for_suspects() is None
+    nobody = (MIXED.files[0], MIXED.files[2])
+    with pytest.raises(SuspectsFound, match="without any one file to accuse: cat"):  # a trigger all the same
+        Report(nobody, MIXED.classes).raise_for_suspects()
+    assert Report(nobody, MIXED.classes, whole_sha256=SHA).raise_for_suspects() is None  # others may be to blame
+    assert Report(nobody, MIXED.classes[1:]).raise_for_suspects() is None
 
 
 @pytest.mark.parametrize(

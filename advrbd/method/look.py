@@ -41,17 +41,18 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     bad luck, as it may be where classes are small.
     """
     findings = Findings.nothing(len(run.labels))
-    again = True
+    again, planted = True, 0
     while findings.looks < max(1, config.looks):
         findings.looks += 1
         kept = examples[~findings.suspects[examples]]
         control = plant_control(run, examples, config) if again else None
+        planted += control is not None
         network, found = look(run, kept, config, findings, control)
         _hear_second_opinion(run, network, findings, examples, config)
         _merge(findings, kept, run.labels[kept], found)
         count = int(found.suspects.sum())
         lost = not (count or findings.blind or findings.control_found)
-        again = lost and findings.looks < min(config.controls, config.looks)
+        again = lost and planted < config.controls and findings.looks < config.looks
         if again:
             run.notify(Note(f"look {findings.looks}: the control was not found; looking again, with another"))
         elif count:

@@ -91,13 +91,24 @@ class Report:
         return tuple(entry for entry in self.classes if entry.verdict == UNEXAMINED)
 
     @property
+    def unaccused(self) -> tuple[ClassVerdict, ...]:
+        """The poisoned classes of a report on all files that suspects none: a trigger, but nobody to blame for it."""
+        if self.suspects or self.whole_sha256 is not None:
+            return ()
+        return tuple(entry for entry in self.classes if entry.verdict == POISONED)
+
+    @property
     def verdict(self) -> str:
         """The worst of the classes' verdicts: ``clean``, ``unexamined``, ``suspicious`` or ``poisoned``."""
         return worst(entry.verdict for entry in self.classes)
 
     def raise_for_suspects(self) -> None:
-        """Raise ``SuspectsFound`` when there is a suspect that nobody accepted; for use in a pipeline."""
+        """Raise ``SuspectsFound`` when there is a suspect that nobody accepted, or a poisoned class without any file
+        to accuse; for use in a pipeline."""
         if found := self.open_suspects:
             labels = {file.label for file in found}
             named = [entry.label for entry in self.classes if entry.label in labels]
             raise SuspectsFound(f"{len(found)} suspected files, labelled {', '.join(named)}")
+        if self.unaccused:
+            names = ", ".join(entry.label for entry in self.unaccused)
+            raise SuspectsFound(f"poisoned, without any one file to accuse: {names}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def trusted_files(
-    root: Path, report: Path, relabel: bool = False, confidence: float = 0.5
+    root: Path, report: Path, relabel: bool = False, confidence: float = 0.7
 ) -> tuple[list[tuple[Path, str]], list[str]]:
     """The files and their classes, and all class names in the order of their indices. Nothing is copied.
 
