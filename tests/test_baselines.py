@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,6 +123,7 @@ def test_a_budget_scales_every_stage_and_nothing_else():
     scaled = ABL(floor=0.4).scaled(0.1)
     assert (scaled.isolation.epochs, scaled.fine_tuning.epochs, scaled.unlearning.epochs) == (1, 6, 1)
     assert scaled.floor == 0.4
+    assert scaled.unlearning.minimum_steps == 4
     assert scaled.scaled(1e-6).fine_tuning.epochs == 1
     assert FineTuning().scaled(1) == FineTuning()
 
@@ -466,3 +468,18 @@ def test_abl_isolates_what_is_learned_fastest(run, planted, generator):
     assert found.suspects.sum() == 20
     assert found.suspects[planted].sum() >= 15  # 2 by chance
     assert found.score[found.suspects].min() >= found.score[~found.suspects].max()
+
+
+@pytest.mark.parametrize(("minimum_steps", "turns"), [(0, 3), (4, 3), (20, 10)])
+def test_unlearning_takes_more_turns_where_few_images_give_few_steps(minimum_steps, turns):
+    stages = []
+
+    def train(_network, _examples, settings, name, **_):
+        stages.append((name, settings))
+
+    run = SimpleNamespace(train=train)
+    settings = stage(3, 1e-4, batch_size=10, minimum_steps=minimum_steps)
+    unlearn_and_relearn(run, None, torch.arange(15), torch.arange(15, 60), settings, "d-br")  # two steps an epoch
+    assert [name for name, _ in stages[:2]] == ["d-br: unlearn, epoch 1", "d-br: relearn, epoch 1"]
+    assert len(stages) == 2 * turns
+    assert {(given.epochs, given.minimum_steps) for _, given in stages} == {(1, 0)}

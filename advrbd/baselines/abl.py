@@ -30,7 +30,7 @@ class ABL(Defence):
     isolated_share: float = 0.01
     isolation: TrainingSettings = field(default_factory=lambda: stage(10, 0.1, batch_size=64))
     fine_tuning: TrainingSettings = field(default_factory=lambda: stage(60, 0.1, batch_size=64))
-    unlearning: TrainingSettings = field(default_factory=lambda: stage(5, 5e-4, batch_size=64))
+    unlearning: TrainingSettings = field(default_factory=lambda: stage(5, 5e-4, batch_size=64, minimum_steps=40))
 
     def _defend(self, run: Run, examples: torch.Tensor, network: Network, clean: torch.Tensor | None) -> Defended:
         defended = run.fresh_network()

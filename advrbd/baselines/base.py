@@ -1,5 +1,6 @@
 """What a baseline is: settings, what it needs that a user may not have, and one method that gives a defended model."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
@@ -57,22 +58,33 @@ class Defence(ABC):
     def _defend(self, run: Run, examples: torch.Tensor, network: Network, clean: torch.Tensor | None) -> Defended: ...
 
     def scaled(self, budget: float) -> Self:
-        """The same defence with ``budget`` (> 0) times as many epochs in every stage, and one at least."""
+        """The same defence with ``budget`` (> 0) times as many epochs in every stage, and one at least; the minimum of
+        steps is that much smaller, too."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(
             self,
             **{
-                name: replace(value, epochs=max(1, round(budget * value.epochs)))
+                name: replace(
+                    value,
+                    epochs=max(1, round(budget * value.epochs)),
+                    minimum_steps=round(budget * value.minimum_steps),
+                )
                 for name, value in settings.items()
                 if isinstance(value, TrainingSettings)
             },
         )
 
 
-def stage(epochs: int, learning_rate: float, batch_size: int = 128, augmented: bool = True) -> TrainingSettings:
-    """The settings of one stage of a defence, which has no minimum of steps: its length is the paper's."""
+def stage(
+    epochs: int, learning_rate: float, batch_size: int = 128, augmented: bool = True, minimum_steps: int = 0
+) -> TrainingSettings:
+    """The settings of one stage of a defence; its length is the paper's.
+
+    A stage on a small part of the folder hardly moves a model where the folder is small, too: its ``minimum_steps`` are
+    those that the paper's epochs come to at 50,000 images.
+    """
     shift = 0.0625 if augmented else 0.0
-    return TrainingSettings(epochs, 0, batch_size, learning_rate, flip=augmented, shift=shift)
+    return TrainingSettings(epochs, minimum_steps, batch_size, learning_rate, flip=augmented, shift=shift)
 
 
 def train_on_rest(
@@ -101,12 +113,14 @@ def unlearn_and_relearn(
 ) -> None:
     """Change ``network`` in turns of an epoch: climb on the images ``poisoned``, descend on those ``trusted``.
 
-    Both are int64. The removal module of D-BR (Chen et al., NeurIPS 2022). Nothing happens where there is at most one
-    poisoned image, which batch normalisation could not work on.
+    Both are int64. The removal module of D-BR (Chen et al., NeurIPS 2022). As many turns as there are epochs, or as
+    many more as the minimum of steps takes on the poisoned images. Nothing happens where there is at most one poisoned
+    image, which batch normalisation could not work on.
     """
     if len(poisoned) < 2:
         return
-    once = replace(settings, epochs=1)
-    for epoch in range(1, settings.epochs + 1):
+    once = replace(settings, epochs=1, minimum_steps=0)
+    turns = max(settings.epochs, math.ceil(settings.minimum_steps / math.ceil(len(poisoned) / settings.batch_size)))
+    for epoch in range(1, turns + 1):
         run.train(network, poisoned, once, f"{name}: unlearn, epoch {epoch}", objective=ascent)
         run.train(network, trusted, once, f"{name}: relearn, epoch {epoch}")

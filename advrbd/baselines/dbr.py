@@ -37,7 +37,7 @@ class DBR(Defence):
     shift: float = 0.2  # of the side
     learning: TrainingSettings = field(default_factory=lambda: stage(2, 0.01, augmented=False))
     parting: TrainingSettings = field(default_factory=lambda: stage(10, 0.01, augmented=False))
-    unlearning: TrainingSettings = field(default_factory=lambda: stage(20, 1e-4))
+    unlearning: TrainingSettings = field(default_factory=lambda: stage(20, 1e-4, minimum_steps=400))
 
     def _defend(self, run: Run, examples: torch.Tensor, network: Network, clean: torch.Tensor | None) -> Defended:
         observer, defended = run.fresh_network(), copy.deepcopy(network)

@@ -30,7 +30,7 @@ class FinePruning(Defence):
 
     step: float = 0.01
     largest_drop: float = 0.1
-    training: TrainingSettings = field(default_factory=lambda: stage(100, 0.01, batch_size=256))
+    training: TrainingSettings = field(default_factory=lambda: stage(100, 0.01, batch_size=256, minimum_steps=1000))
 
     def _defend(self, run: Run, examples: torch.Tensor, network: Network, clean: torch.Tensor | None) -> Defended:
         assert clean is not None  # ``defend`` refuses to go on without

@@ -2,7 +2,7 @@
 
 They run as they are, on the features or the probabilities of the same networks that all defences get, and a fresh
 network learns what they leave, with the settings of advrbd's own clean model, whose length no budget changes. They
-come with ``pip install 'advrbd[bench]'``; without them this module can be imported and its detectors raise
+come with ``pip install '.[bench]'``; without them this module can be imported and its detectors raise
 ``DefenceError``.
 """
 
@@ -194,7 +194,7 @@ def installed(module: str, package: str, name: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        raise DefenceError(f"{name} needs {package}: pip install 'advrbd[bench]' ({error})") from error
+        raise DefenceError(f"{name} needs {package}: pip install '.[bench]' ({error})") from error
 
 
 @contextmanager

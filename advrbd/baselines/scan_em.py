@@ -37,7 +37,7 @@ class SCAnFT(Defence):
     threshold: float = exp(2)
     iterations: int = 100
     tolerance: float = 1e-5
-    unlearning: TrainingSettings = field(default_factory=lambda: stage(20, 1e-4))
+    unlearning: TrainingSettings = field(default_factory=lambda: stage(20, 1e-4, minimum_steps=400))
 
     def _defend(self, run: Run, examples: torch.Tensor, network: Network, clean: torch.Tensor | None) -> Defended:
         assert clean is not None  # ``defend`` refuses to go on without

@@ -26,6 +26,7 @@ from advrbd.benchmark.metrics import Detection, detection
 from advrbd.data import folder
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import AdvrbdError, DefenceError, ModelError
+from advrbd.model.device import repeatable
 from advrbd.output import DROPPED, RELABELLED
 from advrbd.pipeline import clean
 from advrbd.pipeline import scan as run_scan
@@ -138,14 +139,14 @@ def baseline(kind: type[Defence], case: Case) -> dict:
         run, trusted = case.with_trusted()
     else:
         defence = defence.scaled(case.unit.budget)
-    if case.poison_rate:
-        told = {field.name: case.poison_rate for field in fields(defence) if field.name in RATE_FIELDS}
-        defence = replace(defence, **told)
+    told = {field.name: case.poison_rate for field in fields(defence) if field.name in RATE_FIELDS}
+    defence = replace(defence, **told)
     network = case.undefended
     entry: dict[str, object] = {"needs": kind.needs}
     started = time.perf_counter()
     try:
-        defended = defence.defend(run, examples, network, trusted)
+        with repeatable(run.device):
+            defended = defence.defend(run, examples, network, trusted)
         main, gpu = peak_memory()
         entry |= {"seconds": _since(started), "peak_mb": main, "peak_gpu_mb": gpu}
         entry |= _found(case, index, examples, defended) | judge(defended.network, case.held_out)

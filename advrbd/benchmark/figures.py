@@ -62,7 +62,7 @@ def _matplotlib() -> "ModuleType":
     try:
         from matplotlib import figure
     except ImportError as error:
-        raise BenchmarkError("figures need matplotlib; install it with: pip install 'advrbd[bench]'") from error
+        raise BenchmarkError("figures need matplotlib; install it with: pip install '.[bench]'") from error
     return figure
 
 

@@ -25,8 +25,9 @@ FILTERS = {"none": "undefended", "random-filter": "random_filter", "perfect-filt
 NEEDY = ", ".join(name for name, kind in BASELINES.items() if kind.needs == CLEAN_IMAGES)
 NOTES = f"""Cells are accuracy / attack success rate in percent, ours first, the paper's (arXiv:2405.12719) in brackets.
 Its figures are for full-size data sets and ResNet-18; for the models of Table VI it doesn't say whether files were
-relabelled. Means are over the seeds, n of them. Defences that need clean images ({NEEDY}) get test images
-that nothing is measured on, as many as 5 % of the training images where there are so many, which a user need not have;
+relabelled. Means are over n seeds at most, in a row over those that every column has. Defences that need clean images
+({NEEDY}) get test images that nothing is measured on, as many as 5 % of the
+training images where there are so many, which a user need not have;
 those that take the share of poisoned images are told the true one. `advrbd` is its clean model after relabelling,
 `not-relabelled` the same before it. The baselines' seconds are without the undefended model that some start from."""
 
@@ -107,7 +108,7 @@ def _rendered(table: Table, units: list[dict], where: str = "") -> str:
     columns = table.columns + (_columns("defence", extra) if table.number in ("II", "III") else ())
     known, name = published(), _paper_name(units[0]["dataset"])
     model = "resnet18" if units[0]["model"] == "auto" else units[0]["model"]
-    lines = []
+    lines, units = [], _comparable(units, table, columns)
     for row in table.rows:
         line = {"attack": row["attack"]}
         for column in columns:
@@ -126,7 +127,29 @@ def _rendered(table: Table, units: list[dict], where: str = "") -> str:
     lines += [line] if there else []
     if not any(_ours(units, row | column) for row in table.rows for column in columns):
         return ""
-    return f"{where}Table {table.number}, {table.title}:\n\n{markdown(lines)}"
+    seeds = len({unit["seed"] for unit in units})
+    return f"{where}Table {table.number}, {table.title}, n = {seeds}:\n\n{markdown(lines)}"
+
+
+def _comparable(units: list[dict], table: Table, columns: Iterable[dict]) -> list[dict]:
+    """The ``units`` whose cells are compared with each other: a column isn't a mean over seeds that another one lacks.
+
+    A unit counts for a row where its seed has an outcome in every column that has any in this row.
+    """
+    kept = []
+    for row in table.rows:
+        cells = [row | column for column in columns]
+        seeds = [{unit["seed"] for unit in units if _belongs(unit, cell)} for cell in cells]
+        filled = [of_cell for of_cell in seeds if of_cell]
+        common = set.intersection(*filled) if filled else set()
+        kept += [unit for unit in units if unit["seed"] in common and any(_belongs(unit, cell) for cell in cells)]
+    return kept
+
+
+def _belongs(unit: dict, cell: dict) -> bool:
+    """Whether the ``unit`` has an outcome for the ``cell``."""
+    keys = [key for key in ("attack", "rate", "model") if key in cell]
+    return all(unit[key] == cell[key] for key in keys) and outcome(unit, cell["defence"]) is not None
 
 
 def _key(table: Table, dataset: str, model: str, cell: dict) -> tuple[str, ...]:
@@ -137,8 +160,7 @@ def _key(table: Table, dataset: str, model: str, cell: dict) -> tuple[str, ...]:
 
 def _ours(units: list[dict], cell: dict) -> tuple[float, float | None] | None:
     """Accuracy and attack success rate of a cell, the mean over the seeds."""
-    keys = [key for key in ("attack", "rate", "model") if key in cell]
-    found = [outcome(unit, cell["defence"]) for unit in units if all(unit[key] == cell[key] for key in keys)]
+    found = [outcome(unit, cell["defence"]) for unit in units if _belongs(unit, cell)]
     return _mean_pair([(one["acc"], one["asr"]) for one in found if one])
 
 
@@ -190,18 +212,20 @@ def _succeeds(pair: tuple[float, float | None]) -> bool:
 
 
 def _costs(units: list[dict]) -> str:
-    """What each defence detects and costs, means over the units with an attack; what could not run, and why."""
-    rows, units = [], [unit for unit in units if unit["attack"] != "none"]
+    """What each defence detects and costs, means over the same units; what could not run, and why."""
+    rows, units = [], [unit for unit in units if unit["attack"] in EIGHT and unit["rate"] == 0.05]
     names = dict.fromkeys(name for unit in units for name in unit.get("defences", {}))
-    for name in ("advrbd", *names):
-        found = [entry for unit in units if (entry := _measured(unit, name))]
-        if found:
-            rows.append({"defence": name, "units": str(len(found))} | {key: _mean(found, key) for key in MEASURED})
+    able = [name for name in ("advrbd", *names) if any(_measured(unit, name) for unit in units)]
+    whole = [unit for unit in units if all(_measured(unit, name) for name in able)]
+    for name in able if whole else ():
+        found = [entry for unit in whole if (entry := _measured(unit, name))]
+        rows.append({"defence": name, "units": str(len(found))} | {key: _mean(found, key) for key in MEASURED})
     errors = {
         (n, entry["error"]) for unit in units for n, entry in unit.get("defences", {}).items() if "error" in entry
     }
     failed = "".join(f"\n\nCould not run: {name}: {reason}" for name, reason in sorted(errors))
-    return (f"Detection and cost, means over the attacks:\n\n{markdown(rows)}" if rows else "") + failed
+    title = "Detection and cost, means over the attacks that all of these have:"
+    return (f"{title}\n\n{markdown(rows)}" if rows else "") + failed
 
 
 MEASURED = {"tpr": ".3f", "fpr": ".4f", "auroc": ".3f", "seconds": ".0f", "peak_mb": ".0f"}
@@ -240,7 +264,7 @@ def _grouped(units: list[dict], key: Callable[[dict], tuple]) -> list[list[dict]
 def _heading(units: list[dict]) -> str:
     seeds = len({unit["seed"] for unit in units})
     machines = "; ".join(sorted({unit["machine"] for unit in units if "machine" in unit}))
-    return f"{_sizes(units)}, {model_of(units[0])}, n = {seeds}" + (f" ({machines})" if machines else "")
+    return f"{_sizes(units)}, {model_of(units[0])}, {seeds} seeds" + (f" ({machines})" if machines else "")
 
 
 def _sizes(units: list[dict]) -> str:

@@ -125,7 +125,7 @@ def _defences(names: Sequence[str]) -> tuple[str, ...]:
     if unknown := [name for name in found if name not in DEFENCES]:
         raise BenchmarkError(f"unknown defence {unknown[0]!r}; there are {', '.join((*DEFENCES, *groups))}")
     if not INSTALLED_HERE and (lacking := [name for name in found if name in INSTALLED]):
-        raise BenchmarkError(f"{lacking[0]} needs packages that aren't here: pip install 'advrbd[bench]'")
+        raise BenchmarkError(f"{lacking[0]} needs packages that aren't here: pip install '.[bench]'")
     return tuple(dict.fromkeys(name for one in found for name in (*DEFENCES[one].after, one)))
 
 

@@ -155,7 +155,8 @@ def _triangle(steps: int, rise: float) -> Callable[[int], float]:
 def _optimizer(network: Network, settings: TrainingSettings, device: Device) -> torch.optim.Optimizer:
     decayed = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
-    fused = device.device.type == "cuda"
+    # in float16, fused SGD would take a step that overflowed for its first, and keep a momentum that was never written
+    fused = device.device.type == "cuda" and device.autocast_dtype is not torch.float16
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
         groups = [dict(params=decayed, weight_decay=settings.weight_decay), dict(params=plain, weight_decay=0.0)]
         return torch.optim.SGD(groups, settings.learning_rate, momentum=0.9, nesterov=True, fused=fused or None)
