@@ -479,7 +479,7 @@ def test_unlearning_takes_more_turns_where_few_images_give_few_steps(minimum_ste
 
     run = SimpleNamespace(train=train)
     settings = stage(3, 1e-4, batch_size=10, minimum_steps=minimum_steps)
-    unlearn_and_relearn(run, None, torch.arange(15), torch.arange(15, 60), settings, "d-br")  # two steps an epoch
+    unlearn_and_relearn(run, None, torch.arange(25), torch.arange(25, 60), settings, "d-br")  # two steps an epoch
     assert [name for name, _ in stages[:2]] == ["d-br: unlearn, epoch 1", "d-br: relearn, epoch 1"]
     assert len(stages) == 2 * turns
     assert {(given.epochs, given.minimum_steps) for _, given in stages} == {(1, 0)}

@@ -120,7 +120,7 @@ def unlearn_and_relearn(
     if len(poisoned) < 2:
         return
     once = replace(settings, epochs=1, minimum_steps=0)
-    turns = max(settings.epochs, math.ceil(settings.minimum_steps / math.ceil(len(poisoned) / settings.batch_size)))
+    turns = max(settings.epochs, math.ceil(settings.minimum_steps / max(1, len(poisoned) // settings.batch_size)))
     for epoch in range(1, turns + 1):
         run.train(network, poisoned, once, f"{name}: unlearn, epoch {epoch}", objective=ascent)
         run.train(network, trusted, once, f"{name}: relearn, epoch {epoch}")

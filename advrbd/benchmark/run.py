@@ -2,7 +2,8 @@
 
 A unit draws images of each class by its seed, plants its attack in a copy, and goes through the steps that are asked
 for: the undefended model shows whether the backdoor took, the scan what is found, the defences what they are worth on
-at most 2,000 test images, the same ones every time. A process of its own for each step makes its peak memory its own.
+at most 2,000 test images, the same ones every time. A process of its own for each step makes its peak memory its own;
+only the first defence after an interruption trains the undefended model again, and has that in its peak.
 
 Each step adds to the unit's JSON, whole or not at all, so the same command again runs what is still missing, and a step
 that was killed starts anew. Cleaning goes on from the report of an earlier scan. Commands side by side need units of

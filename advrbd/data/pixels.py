@@ -49,7 +49,7 @@ class Pixels:
 
     def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
         """The images at ``indices`` as float32 [B, 3, size, size] in [0, 1] on ``device``, channels-last in memory."""
-        chosen = self.images[indices.to(self.images.device)].to(device, non_blocking=True)
+        chosen = self.images[indices.to(self.images.device, non_blocking=True)].to(device, non_blocking=True)
         return chosen.permute(0, 3, 1, 2).float().div_(255)
 
     def statistics(
@@ -72,10 +72,10 @@ class Extended(Pixels):
         return len(self.images) + len(self.more)
 
     def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
-        count, indices = len(self.images), indices.to(self.images.device)
-        added = indices >= count
-        batch = super().batch(indices.where(~added, 0), device)
-        if added.any():
+        count = len(self.images)
+        added = (indices >= count).nonzero().flatten()  # where the indices are, on the CPU: no GPU has to be waited for
+        batch = super().batch(indices.where(indices < count, 0), device)
+        if len(added):
             batch[added.to(device)] = Pixels(self.more).batch(indices[added] - count, device)
         return batch
 

@@ -19,7 +19,9 @@ from torch import distributed
 
 from advrbd.errors import DeviceError, PeerLostError
 
-PATIENCE = timedelta(days=7)  # helpers wait while the leader decodes and clusters; who ends is noticed at once
+PATIENCE = timedelta(
+    days=7
+)  # helpers wait while the leader decodes and clusters; who ends is noticed: torchrun ends the rest
 
 Tensors = tuple[torch.Tensor, ...]
 
