@@ -12,11 +12,12 @@ def augment(images: torch.Tensor, flip: bool, shift: int, generator: torch.Gener
     """
     count = len(images)
     if flip:
-        flipped = torch.rand(count, generator=generator).lt(0.5).to(images.device)
+        flipped = torch.rand(count, generator=generator).lt(0.5).to(images.device, non_blocking=True)
         images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
     if shift:
         height, width = images.shape[-2:]
-        offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=generator).to(images.device)
+        offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=generator)
+        offsets = offsets.to(images.device, non_blocking=True)
         rows = torch.arange(height, device=images.device) + offsets[0]
         columns = torch.arange(width, device=images.device) + offsets[1]
         padded = functional.pad(images, (shift,) * 4, mode="reflect").permute(0, 2, 3, 1)

@@ -77,7 +77,7 @@ def train(
     shift = round(settings.shift * pixels.size)
 
     def step(indices: torch.Tensor) -> torch.Tensor:
-        labels = targets(indices, generator).to(device.device)
+        labels = targets(indices, generator).to(device.device, non_blocking=True)
         images = augment(pixels.batch(indices, device.device), settings.flip, shift, generator)
         return learn(*device.peers.deal(images, labels))
 
