@@ -19,9 +19,8 @@ from torch import distributed
 
 from advrbd.errors import DeviceError, PeerLostError
 
-PATIENCE = timedelta(
-    days=7
-)  # helpers wait while the leader decodes and clusters; who ends is noticed: torchrun ends the rest
+# helpers wait while the leader decodes and clusters; where one ends, gloo says so, and with NCCL torchrun ends the rest
+PATIENCE = timedelta(days=7)
 
 Tensors = tuple[torch.Tensor, ...]
 
