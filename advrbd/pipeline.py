@@ -89,8 +89,8 @@ def scan(
     ``path`` may be an archive of one, too, or a table of paths, which start from the folder ``root``, and labels
     (``data.sources``).
     The same folder, config and device give the same report, but for its ``run`` block, as far as torch allows (see
-    ``model.device.repeatable``). What was computed is kept in the
-    folder ``work_dir``, if one is given; with ``resume``, what an interrupted run left there isn't computed again.
+    ``model.device.repeatable``). What was computed is kept in the folder ``work_dir``, if one is given; with
+    ``resume``, what an interrupted run left there isn't computed again.
     ``memory_budget``: bytes for what grows with the number of images (default: half of the free memory).
     Raises an ``AdvrbdError`` when the folder, the model or the device can't be used. Prints nothing, and writes nothing
     else.

@@ -30,9 +30,10 @@ CIFAR, OTHERS = ("cifar10",), ("imagenette", "cifar100", "tiny-imagenet")
 
 # Arithmetic of `small`, for one core of the default CPU model: 1,300 images a second in training. In passes over the
 # 5,000 images of a unit: undefended model and two filters 48, cleaning, with the models for Table IV, 56, baselines
-# 12 + 287 * budget (CutMix 200, ABL 70, D-BR 17). At half the papers' epochs that is 260 passes or 1,000 s, and with a
-# scan of some 400 s less than 25 minutes for each of three attacks. The defences that are added to these may take as
-# long as ten minutes in all; the second core is the reserve.
+# 12 + 287 * budget (CutMix 200, ABL 70, D-BR 17); their least steps some 160 more (fine-tuning and fine-pruning 100,
+# D-BR 40, SCAn-FT 20). At half the papers' epochs that is 420 passes or 1,600 s, and with a scan of some 400 s less
+# than 35 minutes for each of three attacks, a third less on two cores. The defences that are added to these may take
+# as long as ten minutes in all.
 SMALL = Matrix(None, ("badnets", "blend", "tact"), EVERY_DEFENCE, seeds=(11,), per_class=500, budget=0.5)
 SMOKE = Matrix(None, ("badnets",), (*CLEANED, "fine-tuning"), seeds=(11,), per_class=100)
 
