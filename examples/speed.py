@@ -29,6 +29,7 @@ from advrbd.config import Config
 from advrbd.data.folder import OK
 from advrbd.errors import AdvrbdError
 from advrbd.method.relearning import relearn
+from advrbd.model.device import choose_device
 from advrbd.preparation import prepare, usable
 from advrbd.reports.report import FileResult
 
@@ -102,10 +103,11 @@ def main() -> None:
             rates = {"tpr": found.true_positive_rate, "fpr": found.false_positive_rate, "auroc": found.auroc}
             rows.append({"name": name, "seconds": round(seconds, 2)} | rates)
             print(f"{name}: {seconds:.1f} s", flush=True)
-    print(f"\n{given.attack}, {rate:.1%} of {len(roles)} files; {machine()}, {torch.get_num_threads()} threads\n")
+    here, threads = machine(choose_device(given.device).device), torch.get_num_threads()
+    print(f"\n{given.attack}, {rate:.1%} of {len(roles)} files; {here}, {threads} threads\n")
     print(table(rows))
     if given.json:
-        about = {"machine": machine(), "threads": torch.get_num_threads(), "torch": torch.__version__, **vars(given)}
+        about = {"machine": here, "threads": threads, "torch": torch.__version__, **vars(given)}
         given.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1, default=str) + "\n")
 
 

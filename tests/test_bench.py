@@ -564,6 +564,8 @@ def test_a_scan_is_held_against_the_truth_and_cleaning_goes_on_from_its_report(p
     cleaned = DEFENCES["advrbd"].run(case)
     assert set(cleaned["models"]) == {"clean_model", "not_relabelled", "trained_on_cleaned"}
     assert cleaned["cleaning"]["relabelled"] + cleaned["cleaning"]["dropped"] == 20
+    assert cleaned["cleaning"]["relabelled"] > 0  # so there is a model before that, which isn't trained a second time
+    assert len(list((case.directory / "steps").glob("*-relearn-*"))) == 1
     assert cleaned["models"]["clean_model"]["seconds"] >= 0
     assert DEFENCES["advrbd"].has(cleaned)
     json.dumps([found, cleaned])
@@ -588,6 +590,7 @@ def test_steps_run_in_processes_of_their_own_on_the_same_folder(planted, tmp_pat
     assert running.run(planned, tmp_path / "runs", notify=told.append) == running.Outcome((), 0), told
     (made,) = store.read_units(tmp_path / "runs")
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {f"{made['name']}.json"}
+    assert [note.message.strip().split(":")[0] for note in told] == ["1 of 1", "none", "clp"]  # with their seconds
     assert made["models"]["undefended"]["acc"] > 0.3
     entry = made["defences"]["clp"]
     assert entry.get("error") or 0 <= entry["acc"] <= 1

@@ -28,7 +28,7 @@ class ABL(Defence):
 
     floor: float = 0.5
     isolated_share: float = 0.01
-    isolation: TrainingSettings = field(default_factory=lambda: stage(10, 0.1, batch_size=64))
+    isolation: TrainingSettings = field(default_factory=lambda: stage(10, 0.1, batch_size=64, minimum_steps=7800))
     fine_tuning: TrainingSettings = field(default_factory=lambda: stage(60, 0.1, batch_size=64))
     unlearning: TrainingSettings = field(default_factory=lambda: stage(5, 5e-4, batch_size=64, minimum_steps=40))
 

@@ -80,8 +80,8 @@ def stage(
 ) -> TrainingSettings:
     """The settings of one stage of a defence; its length is the paper's.
 
-    A stage on a small part of the folder hardly moves a model where the folder is small, too: its ``minimum_steps`` are
-    those that the paper's epochs come to at 50,000 images.
+    Where a stage sees a small part of the folder, or has to tell images by how far they are learned, its steps count:
+    its ``minimum_steps`` are those that the paper's epochs come to at 50,000 images.
     """
     shift = 0.0625 if augmented else 0.0
     return TrainingSettings(epochs, minimum_steps, batch_size, learning_rate, flip=augmented, shift=shift)

@@ -35,8 +35,8 @@ class DBR(Defence):
     poisoned_share: float = 0.05
     angle: float = 180.0  # degrees
     shift: float = 0.2  # of the side
-    learning: TrainingSettings = field(default_factory=lambda: stage(2, 0.01, augmented=False))
-    parting: TrainingSettings = field(default_factory=lambda: stage(10, 0.01, augmented=False))
+    learning: TrainingSettings = field(default_factory=lambda: stage(2, 0.01, augmented=False, minimum_steps=780))
+    parting: TrainingSettings = field(default_factory=lambda: stage(10, 0.01, augmented=False, minimum_steps=3900))
     unlearning: TrainingSettings = field(default_factory=lambda: stage(20, 1e-4, minimum_steps=400))
 
     def _defend(self, run: Run, examples: torch.Tensor, network: Network, clean: torch.Tensor | None) -> Defended:

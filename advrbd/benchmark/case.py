@@ -20,7 +20,7 @@ from advrbd.data import folder
 from advrbd.data.folder import FolderIndex
 from advrbd.data.pixels import Pixels
 from advrbd.method.relearning import relearn
-from advrbd.model.device import repeatable
+from advrbd.model.device import Device, choose_device
 from advrbd.model.factory import Network
 from advrbd.model.run import Run
 from advrbd.model.saved import load_model, save_model
@@ -54,6 +54,11 @@ class Case:
     def poison_rate(self) -> float:
         """The true share of poisoned files."""
         return sum(entry.role == POISON for entry in self.planted) / len(self.planted)
+
+    @property
+    def device(self) -> Device:
+        """Where everything is computed."""
+        return choose_device(self.unit.config.device)
 
     @cached_property
     def attack(self) -> Attack | None:
@@ -96,8 +101,7 @@ class Case:
         # draws of its own: whoever comes after draws the same whether the model was trained or read
         own = torch.Generator()
         own.set_state(run.generator.get_state())
-        with repeatable(run.device):
-            network = relearn(replace(run, generator=own), usable(index), self.unit.config.relearning)
+        network = relearn(replace(run, generator=own), usable(index), self.unit.config.relearning)
         save_model(path, network, run.spec, index.classes)
         return network
 

@@ -26,7 +26,6 @@ from advrbd.benchmark.metrics import Detection, detection
 from advrbd.data import folder
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import AdvrbdError, DefenceError, ModelError
-from advrbd.model.device import repeatable
 from advrbd.output import DROPPED, RELABELLED
 from advrbd.pipeline import clean
 from advrbd.pipeline import scan as run_scan
@@ -54,7 +53,7 @@ def undefended(case: Case) -> dict:
         return {}
     started = time.perf_counter()
     network = case.undefended
-    spent = {"seconds": _since(started), "peak_mb": peak_memory()[0]}
+    spent = {"seconds": _since(started), "peak_mb": peak_memory(case.device.device)[0]}
     return about(case) | {"models": {"undefended": spent | judge(network, case.held_out)}}
 
 
@@ -63,7 +62,7 @@ def scan(case: Case) -> dict:
     started = time.perf_counter()
     report = run_scan(case.data, case.unit.config)
     seconds = {"scan": _since(started)}
-    main, gpu = peak_memory()
+    main, gpu = peak_memory(case.device.device)
     case.report.parent.mkdir(exist_ok=True)
     case.report.write_bytes(render(report, "json"))
     flagged, by_chance = len(report.suspects), len(report.suspects) / len(report.files)
@@ -81,7 +80,7 @@ def scan(case: Case) -> dict:
         "device": report.run["device"],
         "versions": {name: report.run[name] for name in ("advrbd", "torch", "timm", "python")},
         "config": report.run["config"],
-        "machine": machine(),
+        "machine": machine(case.device.device),
         "seconds": seconds,
         "scan_peak_mb": main,
         "scan_peak_gpu_mb": gpu,
@@ -91,12 +90,13 @@ def scan(case: Case) -> dict:
 def cleaned(case: Case) -> dict:
     """Clean the folder by the scan's report: what became of the suspects, and what the clean model is worth, before it
     was fine-tuned with relabelled images and after, and one that was trained from scratch on the cleaned folder."""
-    out, config, started = case.data.with_name("cleaned"), case.unit.config, time.perf_counter()
+    place, config, started = case.data.with_name, case.unit.config, time.perf_counter()
+    report, steps = case.report, place("steps")
     try:
-        done = clean(case.data, out, config, report=case.report)
+        done = clean(case.data, place("cleaned"), config, report=report, work_dir=steps)
     except AdvrbdError as error:  # too little was left; the scan's result stands all the same
         return {"cleaning": {"error": str(error)}}
-    spent = {"seconds": _since(started), "peak_mb": peak_memory()[0]}
+    spent = {"seconds": _since(started), "peak_mb": peak_memory(case.device.device)[0]}
     origin = {entry.path: entry.original_label for entry in case.planted}
     relabelled = [entry for entry in done.decisions if entry.action == RELABELLED]
     cleaning = {
@@ -108,10 +108,10 @@ def cleaned(case: Case) -> dict:
     }
     models: dict[str, dict | None] = {"clean_model": spent | judge(done.network, case.held_out)}
     models["not_relabelled"] = models["clean_model"]
-    if relabelled:  # the same training up to where the relabelled images come in
-        dropped = clean(case.data, case.data.with_name("dropped"), config, report=case.report, action="drop")
+    if relabelled:  # the same training, kept from above, up to where the relabelled images come in
+        dropped = clean(case.data, place("dropped"), config, report=report, action="drop", work_dir=steps, resume=True)
         models["not_relabelled"] = judge(dropped.network, case.held_out)
-    models["trained_on_cleaned"] = _trained_on_part(case, out.name)
+    models["trained_on_cleaned"] = _trained_on_part(case, "cleaned")
     return _tested(case) | {"cleaning": cleaning, "models": models}
 
 
@@ -145,9 +145,8 @@ def baseline(kind: type[Defence], case: Case) -> dict:
     entry: dict[str, object] = {"needs": kind.needs}
     started = time.perf_counter()
     try:
-        with repeatable(run.device):
-            defended = defence.defend(run, examples, network, trusted)
-        main, gpu = peak_memory()
+        defended = defence.defend(run, examples, network, trusted)
+        main, gpu = peak_memory(case.device.device)
         entry |= {"seconds": _since(started), "peak_mb": main, "peak_gpu_mb": gpu}
         entry |= _found(case, index, examples, defended) | judge(defended.network, case.held_out)
     except (DefenceError, ModelError) as error:
@@ -166,20 +165,20 @@ def about(case: Case) -> dict:
         "device": run.device.reason,
         "versions": versions | {"python": platform.python_version()},
         "config": case.unit.config.as_dict(),
-        "machine": machine(),
+        "machine": machine(case.device.device),
         **_tested(case),
     }
 
 
-def peak_memory() -> tuple[int, int | None]:
-    """The highest memory use of this process so far, in MB, and of its tensors on a CUDA device."""
+def peak_memory(device: torch.device) -> tuple[int, int | None]:
+    """The highest memory use of this process so far, in MB, and of its tensors on ``device``, if that is a GPU."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return round(peak), round(torch.cuda.max_memory_allocated() / 2**20) if torch.cuda.is_initialized() else None
+    return round(peak), round(torch.cuda.max_memory_allocated(device) / 2**20) if device.type == "cuda" else None
 
 
-def machine() -> str:
-    """The processor's kind, how many there are, and the GPU."""
-    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+def machine(device: torch.device) -> str:
+    """The processor's kind, how many there are, and the GPU if ``device`` is one."""
+    gpu = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
     return ", ".join([platform.machine(), f"{os.cpu_count()} processors", *gpu])
 
 

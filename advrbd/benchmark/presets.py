@@ -28,13 +28,10 @@ EVERY_DEFENCE = tuple(name for name in DEFENCES if name != FIGURES and (INSTALLE
 SCANNED, CLEANED = (NO_ATTACK, "scan"), (NO_ATTACK, "scan", "advrbd")
 CIFAR, OTHERS = ("cifar10",), ("imagenette", "cifar100", "tiny-imagenet")
 
-# Arithmetic of `small`, for one core of the default CPU model: 1,300 images a second in training. In passes over the
-# 5,000 images of a unit: undefended model and two filters 48, cleaning, with the models for Table IV, 56, baselines
-# 12 + 287 * budget (CutMix 200, ABL 70, D-BR 17); their least steps some 160 more (fine-tuning and fine-pruning 100,
-# D-BR 40, SCAn-FT 20). At half the papers' epochs that is 420 passes or 1,600 s, and with a scan of some 400 s less
-# than 35 minutes for each of three attacks, a third less on two cores. The defences that are added to these may take
-# as long as ten minutes in all.
-SMALL = Matrix(None, ("badnets", "blend", "tact"), EVERY_DEFENCE, seeds=(11,), per_class=500, budget=0.5)
+# `small` has to end within 90 minutes on two cores with bfloat16. A unit of 3,000 images took 31 min 41 s there, more
+# than half of it in a dozen trainings of advrbd's own length, five of them cleanlab's; much of the rest has a length of
+# its own (examples/reproduce/experiments.md). So three units of 2,500 images should take 80 minutes.
+SMALL = Matrix(None, ("badnets", "blend", "tact"), EVERY_DEFENCE, seeds=(11,), per_class=250, budget=0.25)
 SMOKE = Matrix(None, ("badnets",), (*CLEANED, "fine-tuning"), seeds=(11,), per_class=100)
 
 _FULL = Matrix(CIFAR, EIGHT, SCANNED, seeds=(11,), per_class=5000)

@@ -28,6 +28,7 @@ from advrbd.benchmark.matrix import Unit
 from advrbd.benchmark.store import add_to_unit, path_of, read_unit, write_unit
 from advrbd.errors import AdvrbdError, OutputError
 from advrbd.events import Caution, Note, Notify, ignore
+from advrbd.model.device import repeatable
 from advrbd.version import __version__
 
 Plan = Mapping[Unit, tuple[str, ...]]
@@ -89,9 +90,12 @@ def run_unit(unit: Unit, names: tuple[str, ...], work: Path, notify: Notify = ig
     try:
         lay_out(unit, directory)
         for name in missing(unit, names, work):
+            started = time.monotonic()
             if {*DEFENCES[name].after} & {*failed} or not start(unit, work, name):
                 failed.append(name)
                 notify(Caution(f"failed: {unit.name}, {name}"))
+            else:
+                notify(Note(f"  {name}: {time.monotonic() - started:.0f} s"))
     except AdvrbdError as error:
         failed.append("plant")
         notify(Caution(f"failed: {unit.name}: {error}"))
@@ -120,7 +124,9 @@ def work_on(unit: Unit, work: Path, name: str) -> None:
     known = read_unit(path_of(unit.name, work)) or {}
     try:
         case = open_case(unit, work / unit.name, report_of(unit, work), known)
-        write_unit(add_to_unit(known, DEFENCES[name].run(case)), work)
+        with repeatable(case.device):
+            made = DEFENCES[name].run(case)
+        write_unit(add_to_unit(known, made), work)
     except AdvrbdError as error:
         raise SystemExit(f"error: {error}") from error
 
