@@ -3,6 +3,7 @@
 The paper's own constants are not known; these were chosen by experiment (examples/reproduce/experiments.md).
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 
 
@@ -17,10 +18,14 @@ class DecodingSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """One pass through the training loop. ``shift`` is a share of the image's side, ``rise`` of the steps."""
+    """One pass through the training loop. ``shift`` is a share of the image's side, ``rise`` of the steps.
+
+    Small folders get more epochs, until there are ``minimum_steps``, but no more than ``most_epochs`` for their sake.
+    """
 
     epochs: int = 16
-    minimum_steps: int = 400  # small folders get more epochs
+    minimum_steps: int = 400
+    most_epochs: int = 1000
     batch_size: int = 128
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
@@ -28,6 +33,13 @@ class TrainingSettings:
     flip: bool = True
     shift: float = 0.0
     rise: float = 0.2
+
+    def length(self, count: int) -> tuple[int, int, int]:
+        """Of a training on ``count`` images (1 or more): batch size, steps in an epoch, and epochs."""
+        batch_size = min(self.batch_size, count)
+        steps = count // batch_size
+        more = min(math.ceil(self.minimum_steps / steps), self.most_epochs)
+        return batch_size, steps, max(self.epochs, more)
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,9 @@ class RelearningSettings:
 
     confidence_floor: float = 0.7
     clean_label_share: float = 1 / 3
-    clean: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=32, shift=0.0625))
+    clean: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(epochs=32, minimum_steps=4000, most_epochs=80, shift=0.0625)
+    )
     fine_tuning: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(epochs=4, minimum_steps=100, learning_rate=0.01, shift=0.0625)
     )

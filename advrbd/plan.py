@@ -129,9 +129,7 @@ def training_speed(network: Network, spec: ModelSpec, device: Device, config: Co
 def _passes(count: int, config: Config) -> dict[str, float]:
     """How often each of ``count`` images goes through the network in one look: trained on, scored, asked."""
     settings, partition = config.warm_up, config.partition
-    steps_per_epoch = max(1, count // min(settings.batch_size, count))
-    epochs = max(settings.epochs, math.ceil(settings.minimum_steps / steps_per_epoch))
-    return {"training": epochs, "scoring": partition.masks * (partition.steps + 2), "inference": 1}
+    return {"training": settings.length(count)[2], "scoring": partition.masks * (partition.steps + 2), "inference": 1}
 
 
 def _work_of_scoring(config: Config) -> float:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from advrbd.config import RelearningSettings
+from advrbd.config import RelearningSettings, TrainingSettings
 from advrbd.data.pixels import Pixels
 from advrbd.method.relearning import relabel
 from advrbd.model.device import choose_device
@@ -91,3 +91,21 @@ def test_a_class_without_any_image_left_is_asked_plainly(images):
     suspects = (labels == 1).nonzero().flatten()
     found, _ = seen(images, labels, suspects)
     assert torch.equal(found, TRUE[suspects])
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs"), [(100, 80), (5_000, 80), (10_000, 52), (20_000, 32), (50_000, 32), (1_281_167, 32)]
+)
+def test_the_clean_model_learns_a_small_folder_for_longer_within_limits(count, epochs):
+    assert RelearningSettings().clean.length(count)[2] == epochs
+
+
+def test_a_training_is_as_long_as_its_settings_say(images):
+    heard = []
+    labels = torch.arange(len(images)) // EACH
+    spec = ModelSpec("resnet10t", CLASSES, SIDE)
+    run = Run(Pixels(images), labels, spec, choose_device("cpu"), torch.Generator().manual_seed(0), heard.append)
+    settings = TrainingSettings(epochs=1, minimum_steps=100, most_epochs=3, batch_size=64)
+    run.train(run.fresh_network(), torch.arange(len(images)), settings, "learn")
+    assert settings.length(len(images)) == (64, 3, 3)
+    assert [event.done for event in heard] == [192, 384, 576]

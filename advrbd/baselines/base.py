@@ -84,7 +84,14 @@ def stage(
     its ``minimum_steps`` are those that the paper's epochs come to at 50,000 images.
     """
     shift = 0.0625 if augmented else 0.0
-    return TrainingSettings(epochs, minimum_steps, batch_size, learning_rate, flip=augmented, shift=shift)
+    return TrainingSettings(
+        epochs=epochs,
+        minimum_steps=minimum_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        flip=augmented,
+        shift=shift,
+    )
 
 
 def train_on_rest(

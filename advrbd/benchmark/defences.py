@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import timm
 import torch
@@ -35,6 +36,7 @@ from advrbd.reports.tables import render
 from advrbd.version import __version__
 
 FIGURES = "figures"
+RELEARNING = "relearning"  # of a baseline that trains as advrbd does: the unit's own
 RATE_FIELDS = {"rate", "poisoned_share"}  # what a baseline calls the share of poisoned images, which it is told
 
 
@@ -139,7 +141,10 @@ def baseline(kind: type[Defence], case: Case) -> dict:
         run, trusted = case.with_trusted()
     else:
         defence = defence.scaled(case.unit.budget)
-    told = {field.name: case.poison_rate for field in fields(defence) if field.name in RATE_FIELDS}
+    settings = {field.name for field in fields(defence)}
+    told: dict[str, Any] = dict.fromkeys(settings & RATE_FIELDS, case.poison_rate)
+    if RELEARNING in settings:
+        told[RELEARNING] = case.unit.config.relearning
     defence = replace(defence, **told)
     network = case.undefended
     entry: dict[str, object] = {"needs": kind.needs}

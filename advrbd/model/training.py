@@ -68,9 +68,7 @@ def train(
     """
     if len(examples) < 2:  # batch normalisation can't work on one
         raise ModelError(f"{len(examples)} images are too few to train on ({stage})")
-    batch_size = min(settings.batch_size, len(examples))
-    steps_per_epoch = max(1, len(examples) // batch_size)
-    epochs = max(settings.epochs, math.ceil(settings.minimum_steps / steps_per_epoch))
+    batch_size, steps_per_epoch, epochs = settings.length(len(examples))
     device = device if objective is None else replace(device, peers=ALONE)
     size = {"batch_size": batch_size, "steps": epochs * steps_per_epoch}
     learn = _learner(network, device, settings, objective or cross_entropy(settings.label_smoothing), **size)
