@@ -20,12 +20,14 @@ class DecodingSettings:
 class TrainingSettings:
     """One pass through the training loop. ``shift`` is a share of the image's side, ``rise`` of the steps.
 
-    Small folders get more epochs, until there are ``minimum_steps``, but no more than ``most_epochs`` for their sake.
+    Small folders get more epochs: until there are ``minimum_steps``, however many that takes, and until there are
+    ``enough_steps``, as long as they are no more than ``most_epochs``.
     """
 
     epochs: int = 16
     minimum_steps: int = 400
-    most_epochs: int = 1000
+    enough_steps: int = 0
+    most_epochs: int = 80
     batch_size: int = 128
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
@@ -38,8 +40,8 @@ class TrainingSettings:
         """Of a training on ``count`` images (1 or more): batch size, steps in an epoch, and epochs."""
         batch_size = min(self.batch_size, count)
         steps = count // batch_size
-        more = min(math.ceil(self.minimum_steps / steps), self.most_epochs)
-        return batch_size, steps, max(self.epochs, more)
+        needed, better = math.ceil(self.minimum_steps / steps), math.ceil(self.enough_steps / steps)
+        return batch_size, steps, max(self.epochs, needed, min(better, self.most_epochs))
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class RelearningSettings:
     confidence_floor: float = 0.7
     clean_label_share: float = 1 / 3
     clean: TrainingSettings = field(
-        default_factory=lambda: TrainingSettings(epochs=32, minimum_steps=4000, most_epochs=80, shift=0.0625)
+        default_factory=lambda: TrainingSettings(epochs=32, enough_steps=4000, shift=0.0625)
     )
     fine_tuning: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(epochs=4, minimum_steps=100, learning_rate=0.01, shift=0.0625)

@@ -600,7 +600,8 @@ def test_steps_run_in_processes_of_their_own_on_the_same_folder(planted, tmp_pat
 def test_a_whole_small_experiment(tmp_path):
     words = ["--preset", "smoke", "--work", str(tmp_path / "runs"), "--attacks", "badnets,none", "--per-class", "60"]
     words += ["--defences", "none,scan,fine-tuning", "--clean", "--seeds", "1", "--device", "cpu"]
-    words += ["--override", "relearning.clean.minimum_steps=150", "--override", "looks=1"]
+    changes = ("relearning.clean.enough_steps=0", "relearning.clean.minimum_steps=150", "looks=1")
+    words += [word for change in changes for word in ("--override", change)]
     command = [sys.executable, "-m", "advrbd_cli", "bench", "run", *words]
     killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     (directory,) = wait_for(lambda: list((tmp_path / "runs").glob("digits-*/poisoned")))

@@ -94,7 +94,8 @@ def test_a_class_without_any_image_left_is_asked_plainly(images):
 
 
 @pytest.mark.parametrize(
-    ("count", "epochs"), [(100, 80), (5_000, 80), (10_000, 52), (20_000, 32), (50_000, 32), (1_281_167, 32)]
+    ("count", "epochs"),
+    [(100, 400), (1_000, 80), (5_000, 80), (10_000, 52), (20_000, 32), (50_000, 32), (1_281_167, 32)],
 )
 def test_the_clean_model_learns_a_small_folder_for_longer_within_limits(count, epochs):
     assert RelearningSettings().clean.length(count)[2] == epochs
@@ -105,7 +106,7 @@ def test_a_training_is_as_long_as_its_settings_say(images):
     labels = torch.arange(len(images)) // EACH
     spec = ModelSpec("resnet10t", CLASSES, SIDE)
     run = Run(Pixels(images), labels, spec, choose_device("cpu"), torch.Generator().manual_seed(0), heard.append)
-    settings = TrainingSettings(epochs=1, minimum_steps=100, most_epochs=3, batch_size=64)
+    settings = TrainingSettings(epochs=1, minimum_steps=0, enough_steps=100, most_epochs=3, batch_size=64)
     run.train(run.fresh_network(), torch.arange(len(images)), settings, "learn")
     assert settings.length(len(images)) == (64, 3, 3)
     assert [event.done for event in heard] == [192, 384, 576]
