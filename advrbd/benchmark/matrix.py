@@ -36,8 +36,9 @@ class Unit:
 
     @property
     def config(self) -> Config:
-        """The default settings with the overrides in them."""
-        return apply_overrides(Config(model=self.model, device=self.device, seed=self.seed), self.overrides)
+        """The default settings with the overrides in them; a budget below 1 spares advrbd's longer training, too."""
+        plain = () if self.budget >= 1 else (("relearning.clean.enough_steps", 0),)
+        return apply_overrides(Config(model=self.model, device=self.device, seed=self.seed), (*plain, *self.overrides))
 
     def as_dict(self) -> dict:
         """What the unit's JSON says of it: the data set's name, since its path means nothing elsewhere."""

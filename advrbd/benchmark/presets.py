@@ -38,7 +38,6 @@ SMALL = Matrix(
     EVERY_DEFENCE,
     seeds=(11,),
     per_class=250,
-    overrides=parse_overrides(["relearning.clean.enough_steps=0"]),
     budget=0.25,
 )
 SMOKE = Matrix(None, ("badnets",), (*CLEANED, "fine-tuning"), seeds=(11,), per_class=100)
