@@ -96,9 +96,8 @@ class IdentificationSettings:
     """``ambiguity_limit``: undecided images per carrier at which a class is as likely natural as poisoned, in a look
     that examines up to ``groups`` groups; with more of them it falls. ``doubt``: a conviction further than this from 0
     and 1 is looked into twice. ``even_odds``: the enhanced probability at which a file of a convicted class is as
-    likely poisoned as not. ``denial_limit``: the share of a class's suspects whose label the second model denies that
-    speaks neither for nor against a trigger; further away it moves the log-odds by up to ``most_for`` and
-    ``most_against``.
+    likely poisoned as not. ``affinity_limit``: the affinity of a class's suspects to their label that speaks neither
+    for nor against a trigger; less of it moves the log-odds by up to ``most_for``, more by up to ``most_against``.
     """
 
     ambiguity_limit: float = 0.33
@@ -107,8 +106,8 @@ class IdentificationSettings:
     doubt: float = 0.02
     even_odds: float = 0.2
     unexamined: float = 0.01
-    denial_limit: float = 0.8
-    denial_slope: float = 10.0
+    affinity_limit: float = 0.65
+    affinity_slope: float = 12.0
     most_for: float = 1.2
     most_against: float = 3.0
 

@@ -14,9 +14,10 @@ from advrbd.config import (
 )
 from advrbd.data.pixels import Pixels
 from advrbd.method.enhancement import Enhanced, _ambiguity, _halves, unlearning
-from advrbd.method.identification import for_groups, identify, is_sharp, second_opinion
+from advrbd.method.identification import for_groups, identify, is_sharp
 from advrbd.method.partition import partition
 from advrbd.method.perturbation import divergence, random_patches
+from advrbd.method.second_opinion import second_opinion
 from advrbd.method.separation import Split, candidates, separate
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec, build
@@ -179,13 +180,15 @@ def test_of_several_groups_of_a_class_the_sharpest_counts():
 PLAIN_SUSPECTS = 20
 
 
-def opinion(carries: float, own: float, unseen: bool, denied_share: float, conviction: float = 0.9):
+def opinion(
+    carries: float, own: float, unseen: bool, denied_share: float, conviction: float = 0.9, kinship: float = 0.5
+):
     """The second opinion on one file beside plain suspects, whose label the model denies in ``denied_share``."""
     denied = round(denied_share * PLAIN_SUSPECTS)
     scores = torch.tensor([carries] + [0.99] * PLAIN_SUSPECTS + [0.01] * PLAIN_SUSPECTS)
     owns = torch.tensor([own] + [0.02] * denied + [0.98] * (PLAIN_SUSPECTS - denied) + [0.98] * PLAIN_SUSPECTS)
     seen = torch.tensor([unseen] + [True] * PLAIN_SUSPECTS + [False] * PLAIN_SUSPECTS)
-    return second_opinion(scores, conviction, owns, seen, IdentificationSettings())
+    return second_opinion(scores, conviction, owns, seen, kinship, IdentificationSettings())
 
 
 def carries(*arguments, **named) -> float:
@@ -205,10 +208,14 @@ def test_a_second_opinion_clears_no_file_in_a_clean_label_attack():
     assert carries(0.3, own=0.02, unseen=False, denied_share=0.0) < 0.5
 
 
-def test_confirmed_labels_acquit_a_class_unless_its_group_is_very_sharp():
-    assert opinion(0.99, 0.9, True, denied_share=0.1, conviction=0.7).conviction < 0.5  # red cars
-    assert opinion(0.99, 0.9, True, denied_share=0.1, conviction=0.99).conviction > 0.5  # a clean-label attack
-    assert opinion(0.99, 0.1, True, denied_share=0.95, conviction=0.7).conviction > 0.85  # a dirty-label attack
+@pytest.mark.parametrize("denied_share", [0.1, 0.9])  # a model that is right on half of the images denies true labels
+def test_an_affinity_to_their_label_acquits_a_class_unless_its_group_is_very_sharp(denied_share):
+    def conviction(first: float, kinship: float) -> float:
+        return opinion(0.99, 0.9, True, denied_share, first, kinship).conviction
+
+    assert conviction(0.8, kinship=0.9) < 0.25  # red cars
+    assert conviction(0.99, kinship=0.9) > 0.5  # a clean-label attack
+    assert conviction(0.7, kinship=0.5) > 0.85  # a dirty-label attack
 
 
 @pytest.mark.parametrize(

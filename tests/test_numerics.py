@@ -32,8 +32,9 @@ from advrbd.errors import DivergedError, ModelError
 from advrbd.events import Caution, ignore
 from advrbd.method.enhancement import Enhanced, _ambiguity
 from advrbd.method.findings import Findings, as_report
-from advrbd.method.identification import identify, second_opinion
+from advrbd.method.identification import identify
 from advrbd.method.look import find
+from advrbd.method.second_opinion import second_opinion
 from advrbd.method.separation import Split, candidates, separate
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
@@ -192,16 +193,16 @@ def test_scores_are_probabilities_and_only_convicted_classes_have_suspects(files
 
 
 @settings(max_examples=200)
-@given(FILES, PROBABILITIES)
-def test_a_second_opinion_stays_a_probability_and_confirmed_labels_never_make_a_class_worse(files, conviction):
+@given(FILES, PROBABILITIES, PROBABILITIES)
+def test_a_second_opinion_stays_a_probability_and_affinity_never_makes_a_class_worse(files, conviction, kinship):
     carries, own = (torch.tensor([file[which] for file in files]) for which in (0, 1))
     unseen = torch.tensor([file[2] for file in files])
-    heard = second_opinion(carries, conviction, own, unseen, IdentificationSettings())
+    heard = second_opinion(carries, conviction, own, unseen, kinship, IdentificationSettings())
     assert heard.carries.shape == carries.shape
     assert ((heard.carries >= 0) & (heard.carries <= 1)).all()
     assert 0 <= heard.conviction <= 1
     assert 0 < heard.denied < 1
-    if (own >= 0.5).all():
+    if kinship > 0.7:
         assert heard.conviction <= max(conviction, 1e-4)
 
 

@@ -20,7 +20,8 @@ class Findings:
     """What all looks together say of the N images of a run.
 
     ``score`` float32 [N] in 0..1, higher = more likely poisoned; ``suspects`` bool [N]; ``carries`` float32 [N] and
-    ``convictions``, of convicted classes, as in ``Identification``, before any second opinion. ``verdicts`` and
+    ``convictions``, of convicted classes, as in ``Identification``, before any second opinion. ``acquitted`` bool [N]:
+    suspects once, whom a second opinion acquitted. ``verdicts`` and
     ``evidence`` by class label, from the look that found most. ``suggested`` int64 [N] is the class that a model
     trained without the suspects sees in a suspect (-1: there is no such model), ``confidence`` float32 [N] its
     probability. ``control_found``: the scan found what it planted to test itself; ``blind``: it could not have seen a
@@ -31,6 +32,7 @@ class Findings:
     score: torch.Tensor
     carries: torch.Tensor
     suspects: torch.Tensor
+    acquitted: torch.Tensor
     suggested: torch.Tensor
     confidence: torch.Tensor
     convictions: dict[int, float] = field(default_factory=dict)
@@ -46,8 +48,9 @@ class Findings:
     @classmethod
     def nothing(cls, count: int) -> "Findings":
         """What is known of ``count`` images before the first look."""
-        none = torch.zeros(count)
-        return cls(none, none.clone(), torch.zeros(count, dtype=torch.bool), torch.full((count,), -1), none.clone())
+        score, carries, confidence = torch.zeros(3, count)
+        suspects, acquitted = torch.zeros(2, count, dtype=torch.bool)
+        return cls(score, carries, suspects, acquitted, torch.full((count,), -1), confidence)
 
     @property
     def verdict(self) -> str:

@@ -15,8 +15,6 @@ from advrbd.method.enhancement import Enhanced
 from advrbd.method.separation import Split
 from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS
 
-PLAIN = 0.95
-
 
 @dataclass(frozen=True)
 class Identification:
@@ -62,7 +60,7 @@ def identify(
         verdicts[label] = verdict_on(conviction)
         ambiguity = round(min(sharpest.ambiguity, 99.0), 3)
         evidence[label] |= {"groups": len(examined), "ambiguity": ambiguity, "conviction": round(conviction, 3)}
-        carries[members] = _moved(sharpest.probability[members], log(1 / settings.even_odds - 1))
+        carries[members] = moved(sharpest.probability[members], log(1 / settings.even_odds - 1))
         score[members] = conviction * carries[members]
     return Identification(carries, score, convictions, verdicts, evidence)
 
@@ -89,46 +87,7 @@ def is_certain(entry: Enhanced, settings: IdentificationSettings) -> bool:
     return not settings.doubt < _conviction(entry.ambiguity, settings) < 1 - settings.doubt
 
 
-@dataclass(frozen=True)
-class SecondOpinion:
-    """``carries`` float32 [K] and ``conviction`` as in ``Identification``, reconsidered; ``denied`` in 0..1: the share
-    of the plain suspects whose label the second model denies."""
-
-    carries: torch.Tensor
-    conviction: float
-    denied: float
-
-
-def second_opinion(
-    carries: torch.Tensor,
-    conviction: float,
-    own: torch.Tensor,
-    unseen: torch.Tensor,
-    settings: IdentificationSettings,
-) -> SecondOpinion:
-    """Reconsider the K files of a convicted class, now that a model was trained without its suspects.
-
-    ``own`` float32 [K]: the probability that the model gives to the label they have, ``unseen`` bool [K]: the suspects.
-    How often it denies the label of the plain ones says whether labels were falsified.
-
-    - If so, the class is more likely poisoned. If it confirms them, the group may be natural (red cars among the
-      cars), and only a very sharp one is convicted: a clean-label attack is.
-    - A trigger that hardly shows (a white corner on a white background) leaves the enhanced models in doubt; a file
-      whose label is denied although the model learned it isn't in its class by chance.
-    - A suspect whose label is confirmed where nearly all others' are denied is an innocent bystander.
-    """
-    plain = unseen & (carries > PLAIN)
-    denied = (float((own[plain] < 0.5).sum()) + 1) / (int(plain.sum()) + 2)
-    denied_learned = float((own[~unseen] < 0.5).float().mean()) if (~unseen).any() else 0.0
-    confirmed = min(0.0, log(1 - denied) - log(1 - min(denied_learned, 0.99)))
-    raised = denied * torch.logit(1 - own, eps=1e-3).clamp_min(0)
-    weight = settings.denial_slope * (denied - settings.denial_limit)
-    weight = min(max(weight, -settings.most_against), settings.most_for)
-    revised = float(_moved(torch.tensor(conviction), weight))
-    return SecondOpinion(_moved(carries, torch.where(unseen, confirmed * (own >= 0.5), raised)), revised, denied)
-
-
-def _moved(probability: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
+def moved(probability: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
     """Probabilities with their log-odds moved ``by`` so much."""
     return torch.sigmoid(torch.logit(probability, eps=1e-5) + by)
 

@@ -20,11 +20,11 @@ from advrbd.method.identification import (
     identify,
     is_certain,
     is_sharp,
-    second_opinion,
     verdict_on,
 )
 from advrbd.method.partition import partition
 from advrbd.method.relearning import relabel
+from advrbd.method.second_opinion import affinity, second_opinion
 from advrbd.method.separation import Split, candidates, separate
 from advrbd.model.factory import Network
 from advrbd.model.inference import Predictions
@@ -49,7 +49,7 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
         planted += control is not None
         network, found = look(run, kept, config, findings, control)
         _hear_second_opinion(run, network, findings, examples, config)
-        _merge(findings, kept, run.labels[kept], found)
+        _merge(run, findings, kept, found)
         count = int(found.suspects.sum())
         lost = not (count or findings.blind or findings.control_found)
         again = lost and planted < config.controls and findings.looks < config.looks
@@ -90,7 +90,9 @@ def look(
     config = replace(config, identification=for_groups(config.identification, len(chosen)))
     for split in chosen:
         if not any(entry.label == split.label and is_sharp(entry, config.identification) for entry in enhanced):
-            enhanced.append(_examine(run, network, examples, split, seeds, config))
+            entry = _examine(run, network, examples, split, seeds, config)
+            if not _is_acquitted(entry, examples, findings):
+                enhanced.append(entry)
     return network, identify(labels, splits, tuple(enhanced), config.identification)
 
 
@@ -157,7 +159,7 @@ def _hear_second_opinion(
 ) -> None:
     """Reconsider the classes convicted so far, now that ``network`` was trained without their suspects."""
     kept = examples[~findings.suspects[examples]]
-    for label, first in findings.convictions.items():
+    for label, first in list(findings.convictions.items()):
         members = examples[run.labels[examples] == label]
         unseen = findings.suspects[members]
         if not unseen.any():
@@ -165,20 +167,40 @@ def _hear_second_opinion(
         own = run.infer(network, members, mirror=True).probabilities[:, label]
         seen = relabel(run, network, members[unseen], kept, config.relearning)
         findings.suggested[members[unseen]], findings.confidence[members[unseen]] = seen
-        heard = second_opinion(findings.carries[members], first, own, unseen, config.identification)
+        kinship = affinity(run, network, members[unseen], kept, label)
+        heard = second_opinion(findings.carries[members], first, own, unseen, kinship, config.identification)
         findings.score[members] = heard.conviction * heard.carries
         findings.suspects[members] = findings.score[members] > 0.5
         findings.verdicts[label] = verdict_on(heard.conviction)
-        findings.evidence[label] |= {"denied": round(heard.denied, 3), "conviction": round(heard.conviction, 3)}
+        figures = {"denied": heard.denied, "affinity": kinship, "conviction": heard.conviction}
+        findings.evidence[label] |= {name: round(figure, 3) for name, figure in figures.items()}
+        if heard.conviction <= 0.5:
+            _acquit(run, findings, label, members[unseen])
 
 
-def _merge(findings: Findings, kept: torch.Tensor, labels: torch.Tensor, found: Identification) -> None:
-    """Add what a new look found among the images ``kept`` (with these ``labels``); earlier convictions stay."""
+def _acquit(run: Run, findings: Findings, label: int, suspects: torch.Tensor) -> None:
+    """What turned out to be natural is among the kept images again; no later look may take it for a new finding."""
+    findings.acquitted[suspects] = True
+    findings.carries[run.labels == label] = 0
+    del findings.convictions[label]
+    run.notify(Note(f"{run.class_name(label)!r}: {len(suspects)} suspects acquitted, their label is theirs"))
+
+
+def _is_acquitted(entry: Enhanced, examples: torch.Tensor, findings: Findings) -> bool:
+    """Whether most of what carries what the group carries was acquitted before."""
+    carriers = examples[entry.probability > 0.5]
+    return 2 * int(findings.acquitted[carriers].sum()) > len(carriers)
+
+
+def _merge(run: Run, findings: Findings, kept: torch.Tensor, found: Identification) -> None:
+    """Add what a new look found among the images ``kept``; earlier convictions and acquittals stay."""
+    labels, acquitted = run.labels[kept], set(run.labels[findings.acquitted].tolist())
     findings.score[kept] = torch.maximum(findings.score[kept], found.score)
     findings.suspects[kept] |= found.suspects
     for label, verdict in found.verdicts.items():
         before = findings.verdicts.get(label, CLEAN)
-        if before in (CLEAN, UNEXAMINED) or VERDICTS.index(verdict) > VERDICTS.index(before):
+        renewed = before in (CLEAN, UNEXAMINED) and label not in acquitted
+        if renewed or VERDICTS.index(verdict) > VERDICTS.index(before):
             findings.verdicts[label], findings.evidence[label] = verdict, found.evidence[label]
         if verdict == POISONED:  # what carries a natural group is nobody's business
             members = labels == label

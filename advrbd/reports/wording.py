@@ -36,7 +36,7 @@ FIGURES = {  # key in the evidence: name, format, meaning
         "Probability of a trigger",
         "{:.0%}",
         "Over 50 % the class counts as poisoned, over 25 % as suspicious. It rests on the files left "
-        "undecided and the labels denied.",
+        "undecided and their affinity to their label.",
     ),
     "ambiguity": (
         "Undecided files",
@@ -48,7 +48,14 @@ FIGURES = {  # key in the evidence: name, format, meaning
         "Labels denied",
         "{:.0%}",
         "So many of the clearest suspects show something else than their label says, in the eyes of a model that was "
-        "trained without them. Where most labels hold, the group may be natural.",
+        "trained without them.",
+    ),
+    "affinity": (
+        "Affinity to their label",
+        "{:.0%}",
+        "How often that model places the label earlier for a suspect than for an image that looks alike to it and has "
+        "another label. About 50 % where labels were falsified. Near 100 % the suspects are what their label says: "
+        "natural, or a clean-label attack.",
     ),
     "bimodality": (
         "Gap between the two kinds of image",

@@ -1,0 +1,126 @@
+"""A group that stands out is held against its label: a natural one is acquitted for good, a planted one is not."""
+
+import pytest
+import torch
+from torch import nn
+
+import advrbd.method.look
+from advrbd.benchmark.digits import digits
+from advrbd.config import Config, PartitionSettings, TrainingSettings
+from advrbd.data.pixels import Pixels
+from advrbd.events import Note
+from advrbd.method.enhancement import Enhanced
+from advrbd.method.look import find
+from advrbd.method.second_opinion import affinity
+from advrbd.method.separation import Split
+from advrbd.model.device import choose_device
+from advrbd.model.factory import ModelSpec
+from advrbd.model.run import Run
+from advrbd.reports.report import CLEAN, POISONED
+
+CLASSES, EACH, SIDE = 6, 40, 8
+
+
+class Rows(nn.Module):
+    """Ranks the classes by how bright their rows are."""
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean(dim=(1, 3))[:, :CLASSES]
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        return 40 * features
+
+
+@pytest.fixture
+def rows() -> Run:
+    """Images of six classes with a bright row each, on noise that ranks the others at random."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 100, (CLASSES * EACH, SIDE, SIDE, 3), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(CLASSES).repeat_interleave(EACH)
+    images[torch.arange(len(images)), labels] = 200
+    return Run(Pixels(images), labels, ModelSpec("test_resnet", CLASSES, SIDE), choose_device("cpu"), generator)
+
+
+def held_against(rows: Run, suspects: torch.Tensor, label: int) -> float:
+    kept = torch.arange(len(rows.labels))[~torch.isin(torch.arange(len(rows.labels)), suspects)]
+    return affinity(rows, Rows(), suspects, kept, label)
+
+
+def test_falsified_labels_have_no_affinity_and_true_ones_have_all_of_it(rows):
+    strangers = torch.cat([torch.arange(start * EACH, start * EACH + 8) for start in range(1, CLASSES)])
+    assert held_against(rows, strangers, 0) == pytest.approx(0.5, abs=0.1)
+    assert held_against(rows, torch.arange(20), 0) == 1
+
+
+def test_natural_images_that_the_model_takes_for_another_class_still_have_it(rows):
+    """A model that is right on half of the images denies true labels; what is behind another class there is theirs."""
+    suspects = torch.arange(20)
+    rows.pixels.images[suspects, 0] = 150
+    rows.pixels.images[suspects, 1 + suspects % (CLASSES - 1)] = 200
+    assert held_against(rows, suspects, 0) > 0.9
+
+
+def test_the_affinity_of_a_suspect_taken_for_a_class_without_images_is_even(rows):
+    suspects = torch.arange(EACH, 2 * EACH)  # all there is of class 1
+    assert held_against(rows, suspects, 0) == 0.5
+
+
+SHORT = TrainingSettings(epochs=12, minimum_steps=0, batch_size=32)
+QUICK = Config(
+    model="test_resnet",
+    device="cpu",
+    warm_up=SHORT,
+    partition=PartitionSettings(masks=1, steps=1),
+)
+
+
+def found_when_sharp(monkeypatch: pytest.MonkeyPatch, images: torch.Tensor, labels: torch.Tensor, group: torch.Tensor):
+    """What the looks say of digits where the ``group`` (positions, all of one class) looks planted in every look."""
+    label = int(labels[group[0]])
+
+    def separate(_outputs, shown, *_):
+        return (Split(label, 2, (shown == label).nonzero().flatten()[:10], bimodality=5.0, distance=8.0),)
+
+    def examine(_run, _network, examples, split, *_):
+        inside = torch.isin(examples, group)
+        return Enhanced(split.label, 0.99 * inside, 0.25 if inside.any() else 9.0)
+
+    for name, stand_in in (("separate", separate), ("_examine", examine), ("find_control", lambda *_: True)):
+        monkeypatch.setattr(advrbd.method.look, name, stand_in)
+    told: list[str] = []
+    generator = torch.Generator().manual_seed(0)
+    spec = ModelSpec("test_resnet", 10, 16)
+    notify = lambda event: told.append(event.message) if isinstance(event, Note) else None  # noqa: E731
+    run = Run(Pixels(images), labels, spec, choose_device("cpu"), generator, notify)
+    return find(run, torch.arange(len(labels)), QUICK), told
+
+
+@pytest.fixture(scope="module")
+def some_digits() -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels, _, _ = digits()
+    return torch.from_numpy(images[:450]), torch.from_numpy(labels[:450]).long()
+
+
+def test_a_natural_group_that_looks_planted_is_acquitted_and_not_found_again(monkeypatch, some_digits):
+    images, labels = some_digits
+    group = (labels == 3).nonzero().flatten()[::2]
+    found, told = found_when_sharp(monkeypatch, images, labels, group)
+    assert found.verdicts[3] == CLEAN
+    assert not found.suspects.any()
+    assert found.looks == 2, told  # the second look's model acquits, and finds nothing new
+    assert torch.equal(found.acquitted.nonzero().flatten(), group)
+    assert found.evidence[3]["affinity"] > 0.8
+    assert any("acquitted" in message for message in told)
+    assert float(found.score.max()) < 0.5
+
+
+def test_a_planted_group_stays_convicted(monkeypatch, some_digits):
+    images, labels = some_digits
+    group = torch.cat([(labels == other).nonzero().flatten()[:4] for other in range(10) if other != 3]).sort().values
+    falsified = labels.clone()
+    falsified[group] = 3
+    found, _ = found_when_sharp(monkeypatch, images, falsified, group)
+    assert found.verdicts[3] == POISONED
+    assert torch.equal(found.suspects.nonzero().flatten(), group)
+    assert found.evidence[3]["affinity"] < 0.65
+    assert not found.acquitted.any()
