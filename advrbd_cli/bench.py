@@ -128,7 +128,7 @@ def run(
         raise BenchmarkError("name a data set with --data, or try --preset smoke, which brings one along")
     planned = plan(matrices, data or [digits_data(work / "data")], changes)
     _say_what_is_skipped(matrices, data or [])
-    with console.Narrator(False) as narrator:
+    with console.Narrator() as narrator:
         outcome = run_plan(planned, work, float("inf") if minutes is None else minutes, narrator)
     if outcome.left:
         console.say(f"{outcome.left} of {len(planned)} units are left; the same command again runs them")

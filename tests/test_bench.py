@@ -30,7 +30,7 @@ from advrbd.benchmark.presets import EVERY_DEFENCE, PRESETS, plan
 from advrbd.config import Config
 from advrbd.data.folder import OK
 from advrbd.errors import BenchmarkError, DefenceError, OutputError
-from advrbd.events import Caution
+from advrbd.events import Caution, Note, Progress
 from advrbd.reports.report import CLEAN, POISONED, ClassVerdict, FileResult, Report
 from advrbd.version import __version__
 from advrbd_cli.app import main
@@ -82,7 +82,7 @@ def run_without_work(
     started, told = [], []
     made_up = {"advrbd": {"cleaning": {}}, "scan": {"detection": result()["detection"]}}
 
-    def start(unit, work, name) -> bool:
+    def start(unit, work, name, _notify) -> bool:
         started.append(f"{unit.name} {name}")
         known = store.read_unit(store.path_of(unit.name, work)) or result(**unit.as_dict(), models={}) | {
             "config": unit.config.as_dict()
@@ -318,7 +318,7 @@ def test_results_never_lie_in_the_data(data):
 def test_a_step_that_fails_stops_no_other_but_those_that_build_on_it(data, tmp_path, monkeypatch):
     tried, told = [], []
     monkeypatch.setattr(running, "lay_out", lambda *_: None)
-    monkeypatch.setattr(running, "start", lambda _, __, name: tried.append(name) or name != "scan")
+    monkeypatch.setattr(running, "start", lambda _, __, name, *___: tried.append(name) or name != "scan")
     planned = plan([Matrix()], [data], {"seeds": (11,), "attacks": ("none",), "defences": ("cleaning", "clp")})
     outcome = running.run(planned, tmp_path / "runs", notify=told.append)
     assert tried == ["none", "scan", "perfect-filter", "clp"]
@@ -554,7 +554,7 @@ def report_of_the_truth(case: cases.Case) -> Report:
 
 def test_a_scan_is_held_against_the_truth_and_cleaning_goes_on_from_its_report(planted, monkeypatch):
     case = case_of(planted)
-    monkeypatch.setattr(defences, "run_scan", lambda *_: report_of_the_truth(case))
+    monkeypatch.setattr(defences, "run_scan", lambda *_, **__: report_of_the_truth(case))
     found = DEFENCES["scan"].run(case)
     assert (found["detection"]["tpr"], found["detection"]["fpr"], found["detection"]["flagged"]) == (1.0, 0.0, 20)
     assert found["filters"]["random"] == {"tpr": 0.1, "fpr": 0.1}
@@ -590,7 +590,10 @@ def test_steps_run_in_processes_of_their_own_on_the_same_folder(planted, tmp_pat
     assert running.run(planned, tmp_path / "runs", notify=told.append) == running.Outcome((), 0), told
     (made,) = store.read_units(tmp_path / "runs")
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {f"{made['name']}.json"}
-    assert [note.message.strip().split(":")[0] for note in told] == ["1 of 1", "none", "clp"]  # with their seconds
+    notes = [event.message for event in told if isinstance(event, Note)]
+    assert [note.strip().split(":")[0] for note in notes] == ["1 of 1", "none", "clp"]  # with their seconds
+    progress = [event for event in told if isinstance(event, Progress)]
+    assert any(event.stage == "none, relearn" and event.done == event.total for event in progress)
     assert made["models"]["undefended"]["acc"] > 0.3
     entry = made["defences"]["clp"]
     assert entry.get("error") or 0 <= entry["acc"] <= 1

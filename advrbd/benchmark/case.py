@@ -19,6 +19,7 @@ from advrbd.benchmark.measure import HeldOut, read_held_out, read_trusted
 from advrbd.data import folder
 from advrbd.data.folder import FolderIndex
 from advrbd.data.pixels import Pixels
+from advrbd.events import Notify, ignore
 from advrbd.method.relearning import relearn
 from advrbd.model.device import Device, choose_device
 from advrbd.model.factory import Network
@@ -44,6 +45,7 @@ class Case:
     planted: tuple[PlantedFile, ...]
     report: Path
     known: dict
+    notify: Notify = ignore
 
     @property
     def role(self) -> dict[str, str]:
@@ -77,7 +79,7 @@ class Case:
     @cached_property
     def prepared(self) -> tuple[FolderIndex, Run]:
         """The folder and the means to learn from it; device, model and order of draws are those of ``advrbd.clean``."""
-        return prepare(self.data, self.unit.config)
+        return prepare(self.data, self.unit.config, notify=self.notify)
 
     def with_trusted(self) -> tuple[Run, torch.Tensor]:
         """The same run with trusted images behind those of the folder, and where they are (int64 [K]).
@@ -125,11 +127,11 @@ def lay_out(unit: Unit, directory: Path) -> tuple[Path, tuple[PlantedFile, ...]]
     return data, planted
 
 
-def open_case(unit: Unit, directory: Path, report: Path, known: dict) -> Case:
+def open_case(unit: Unit, directory: Path, report: Path, known: dict, notify: Notify = ignore) -> Case:
     """The case that ``lay_out`` made in ``directory``, in another process."""
     truth = json.loads((directory / "planted.json").read_text())
     planted = tuple(PlantedFile(**entry) for entry in truth["planted"])
-    return Case(unit, directory, directory / truth["data"], planted, report, known)
+    return Case(unit, directory, directory / truth["data"], planted, report, known, notify)
 
 
 def draw_subset(source: Path, target: Path, per_class: int, seed: int) -> None:

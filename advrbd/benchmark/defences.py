@@ -62,7 +62,7 @@ def undefended(case: Case) -> dict:
 def scan(case: Case) -> dict:
     """What the scan finds, how long it takes and what memory; its report stays for a cleaning to go on from."""
     started = time.perf_counter()
-    report = run_scan(case.data, case.unit.config)
+    report = run_scan(case.data, case.unit.config, notify=case.notify)
     seconds = {"scan": _since(started)}
     main, gpu = peak_memory(case.device.device)
     case.report.parent.mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def cleaned(case: Case) -> dict:
     place, config, started = case.data.with_name, case.unit.config, time.perf_counter()
     report, steps = case.report, place("steps")
     try:
-        done = clean(case.data, place("cleaned"), config, report=report, work_dir=steps)
+        done = clean(case.data, place("cleaned"), config, report=report, work_dir=steps, notify=case.notify)
     except AdvrbdError as error:  # too little was left; the scan's result stands all the same
         return {"cleaning": {"error": str(error)}}
     spent = {"seconds": _since(started), "peak_mb": peak_memory(case.device.device)[0]}
@@ -219,7 +219,7 @@ def _trained_on_part(case: Case, name: str) -> dict | None:
     part = case.data.with_name(name)
     if folder.index(part).classes != folder.index(case.data).classes:
         return None
-    return train_and_judge(part, case.unit.config, case.held_out)
+    return train_and_judge(part, case.unit.config, case.held_out, case.notify)
 
 
 def _tested(case: Case) -> dict:

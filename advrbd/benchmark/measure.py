@@ -15,6 +15,7 @@ from advrbd.data import folder
 from advrbd.data.files import read_image
 from advrbd.data.folder import FolderIndex, ImageFile
 from advrbd.errors import DatasetError
+from advrbd.events import Notify, ignore
 from advrbd.model.factory import Network
 from advrbd.pipeline import train_plainly
 
@@ -85,10 +86,10 @@ def judge(network: Network, held_out: HeldOut) -> dict:
     return {"acc": round(accuracy(network, held_out.images, held_out.labels), 4), "asr": success}
 
 
-def train_and_judge(data: Path, config: Config, held_out: HeldOut) -> dict:
+def train_and_judge(data: Path, config: Config, held_out: HeldOut, notify: Notify = ignore) -> dict:
     """What a model is worth that was trained on ``data`` as if every file were trusted, and the training's seconds."""
     started = time.perf_counter()
-    network = train_plainly(data, config)
+    network = train_plainly(data, config, notify=notify)
     return {"seconds": round(time.perf_counter() - started, 1)} | judge(network, held_out)
 
 

@@ -18,7 +18,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from advrbd.benchmark.defences import DEFENCES
 from advrbd.benchmark.matrix import Unit
 from advrbd.benchmark.store import add_to_unit, path_of, read_unit, write_unit
 from advrbd.errors import AdvrbdError, OutputError
-from advrbd.events import Caution, Note, Notify, ignore
+from advrbd.events import Caution, Event, Note, Notify, Progress, ignore
 from advrbd.model.device import repeatable
 from advrbd.version import __version__
 
@@ -91,7 +92,7 @@ def run_unit(unit: Unit, names: tuple[str, ...], work: Path, notify: Notify = ig
         lay_out(unit, directory)
         for name in missing(unit, names, work):
             started = time.monotonic()
-            if {*DEFENCES[name].after} & {*failed} or not start(unit, work, name):
+            if {*DEFENCES[name].after} & {*failed} or not start(unit, work, name, notify):
                 failed.append(name)
                 notify(Caution(f"failed: {unit.name}, {name}"))
             else:
@@ -104,11 +105,17 @@ def run_unit(unit: Unit, names: tuple[str, ...], work: Path, notify: Notify = ig
     return [f"{unit.name}, {name}" for name in failed]
 
 
-def start(unit: Unit, work: Path, name: str) -> bool:
-    """Run one step of the unit in a process of its own; whether it went well."""
-    child = multiprocessing.get_context("spawn").Process(target=work_on, args=(unit, work, name), daemon=True)
+def start(unit: Unit, work: Path, name: str, notify: Notify = ignore) -> bool:
+    """Run one step of the unit in a process of its own, whose progress is told; whether it went well."""
+    context = multiprocessing.get_context("spawn")
+    heard, told = context.Pipe(duplex=False)
+    child = context.Process(target=work_on, args=(unit, work, name, told.send), daemon=True)
     child.start()
+    told.close()  # the child's copy is the only one now, so its end is the end of what is heard
     try:
+        for event in _received(heard):
+            if isinstance(event, Progress):  # its notes say the same in every step
+                notify(replace(event, stage=f"{name}, {event.stage}"))
         child.join()
     finally:  # where this process is told to end; one that is over already doesn't mind
         child.kill()
@@ -116,14 +123,14 @@ def start(unit: Unit, work: Path, name: str) -> bool:
     return child.exitcode == 0
 
 
-def work_on(unit: Unit, work: Path, name: str) -> None:
+def work_on(unit: Unit, work: Path, name: str, notify: Notify = ignore) -> None:
     """Run one step and add what it gives to the unit's JSON."""
     if (parent := multiprocessing.parent_process()) is not None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was interrupted
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     known = read_unit(path_of(unit.name, work)) or {}
     try:
-        case = open_case(unit, work / unit.name, report_of(unit, work), known)
+        case = open_case(unit, work / unit.name, report_of(unit, work), known, notify)
         with repeatable(case.device):
             made = DEFENCES[name].run(case)
         write_unit(add_to_unit(known, made), work)
@@ -149,6 +156,17 @@ def _say_what_is_old(plan: Plan, work: Path, notify: Notify) -> None:
     if old:
         what = f"{len(old)} results are of other settings, another device or another version"
         notify(Caution(f"{what}; to run these again, remove {', '.join(old)}"))
+
+
+def _received(connection: Connection) -> Iterator[Event]:
+    """What comes until the other side is closed."""
+    with connection:
+        while True:
+            try:
+                event = connection.recv()
+            except (EOFError, OSError):
+                return
+            yield event
 
 
 def _end_with(parent: BaseProcess) -> None:
