@@ -233,6 +233,14 @@ def test_halves_cut_every_part_evenly(generator):
     assert [int(half[part].sum()) for part in parts] == [5, 20]
 
 
+def test_a_large_group_that_stands_out_a_little_less_is_examined_before_a_small_one():
+    small = Split(0, 2, torch.arange(16), bimodality=5.0, distance=8.0)
+    large = Split(1, 2, torch.arange(100, 356), bimodality=4.0, distance=8.0)
+    blurred = Split(2, 2, torch.arange(400, 656), bimodality=2.0, distance=8.0)
+    settings = SeparationSettings(parts=(2,), examined=(2,))
+    assert [split.label for split in candidates((small, large, blurred), settings)] == [1, 0]
+
+
 def test_a_class_that_was_not_enhanced_has_no_suspects_whatever_its_split():
     labels = torch.zeros(4, dtype=torch.int64)
     split = Split(0, 2, torch.tensor([0, 1]), bimodality=9.0, distance=20.0)

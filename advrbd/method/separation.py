@@ -59,18 +59,24 @@ def separate(
 
 
 def candidates(splits: tuple[Split, ...], settings: SeparationSettings) -> tuple[Split, ...]:
-    """The splits worth an enhancement: the most bimodal of each number of parts, without what is nearly the same.
+    """The splits worth an enhancement: those of each number of parts that stand out most, without what is nearly the
+    same.
 
-    Small groups look more bimodal by chance than large ones, so each number of parts has places of its own.
+    Small groups look more bimodal by chance than large ones, so each number of parts has places of its own, and among
+    them counts the bimodality times the fourth root of the group's size.
     """
     class_count = len({split.label for split in splits})
     scale = math.ceil(class_count / settings.classes)
     chosen: list[Split] = []
     for parts, places in zip(settings.parts, settings.examined, strict=True):
-        ranked = sorted((split for split in splits if split.parts == parts), key=lambda split: -split.bimodality)
+        ranked = sorted((split for split in splits if split.parts == parts), key=lambda split: -_standing(split))
         new = [split for split in ranked if not any(_alike(split, other) for other in chosen)]
         chosen += new[: places * scale]
     return tuple(chosen)
+
+
+def _standing(split: Split) -> float:
+    return split.bimodality * len(split.group) ** 0.25
 
 
 def _alike(one: Split, other: Split) -> bool:
