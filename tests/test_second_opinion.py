@@ -1,5 +1,7 @@
 """A group that stands out is held against its label: a natural one is acquitted for good, a planted one is not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -74,25 +76,29 @@ QUICK = Config(
 )
 
 
-def found_when_sharp(monkeypatch: pytest.MonkeyPatch, images: torch.Tensor, labels: torch.Tensor, group: torch.Tensor):
-    """What the looks say of digits where the ``group`` (positions, all of one class) looks planted in every look."""
-    label = int(labels[group[0]])
+def found_when_sharp(
+    monkeypatch: pytest.MonkeyPatch, images: torch.Tensor, labels: torch.Tensor, *groups: torch.Tensor, looks: int = 4
+):
+    """What the looks say of digits where the ``groups`` (positions, each of one class) look planted: the first in every
+    look, the second from the second look on."""
+    classes, begun, told = [int(labels[group[0]]) for group in groups], list[int](), list[str]()
 
     def separate(_outputs, shown, *_):
-        return (Split(label, 2, (shown == label).nonzero().flatten()[:10], bimodality=5.0, distance=8.0),)
+        begun.append(len(shown))
+        return tuple(Split(label, 2, (shown == label).nonzero().flatten()[:10], 5.0, 8.0) for label in classes)
 
     def examine(_run, _network, examples, split, *_):
-        inside = torch.isin(examples, group)
+        group = groups[classes.index(split.label)]
+        inside = torch.isin(examples, group) & (classes.index(split.label) < len(begun))
         return Enhanced(split.label, 0.99 * inside, 0.25 if inside.any() else 9.0)
 
     for name, stand_in in (("separate", separate), ("_examine", examine), ("find_control", lambda *_: True)):
         monkeypatch.setattr(advrbd.method.look, name, stand_in)
-    told: list[str] = []
     generator = torch.Generator().manual_seed(0)
     spec = ModelSpec("test_resnet", 10, 16)
     notify = lambda event: told.append(event.message) if isinstance(event, Note) else None  # noqa: E731
     run = Run(Pixels(images), labels, spec, choose_device("cpu"), generator, notify)
-    return find(run, torch.arange(len(labels)), QUICK), told
+    return find(run, torch.arange(len(labels)), replace(QUICK, looks=looks)), told
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +120,30 @@ def test_a_natural_group_that_looks_planted_is_acquitted_and_not_found_again(mon
     assert float(found.score.max()) < 0.5
 
 
+def strangers(labels: torch.Tensor, label: int) -> torch.Tensor:
+    """Positions of four images of every other class."""
+    chosen = [(labels == other).nonzero().flatten()[:4] for other in range(10) if other != label]
+    return torch.cat(chosen).sort().values
+
+
 def test_a_planted_group_stays_convicted(monkeypatch, some_digits):
     images, labels = some_digits
-    group = torch.cat([(labels == other).nonzero().flatten()[:4] for other in range(10) if other != 3]).sort().values
-    falsified = labels.clone()
+    group, falsified = strangers(labels, 3), labels.clone()
     falsified[group] = 3
     found, _ = found_when_sharp(monkeypatch, images, falsified, group)
     assert found.verdicts[3] == POISONED
     assert torch.equal(found.suspects.nonzero().flatten(), group)
     assert found.evidence[3]["affinity"] < 0.65
     assert not found.acquitted.any()
+
+
+@pytest.mark.parametrize("looks", [2, 3])
+def test_who_is_found_by_the_last_look_is_heard_as_well(monkeypatch, some_digits, looks):
+    images, labels = some_digits
+    group, falsified = strangers(labels, 3), labels.clone()
+    falsified[group] = 3
+    natural = (falsified == 5).nonzero().flatten()[::2]
+    found, told = found_when_sharp(monkeypatch, images, falsified, group, natural, looks=looks)
+    assert (found.verdicts[3], found.verdicts[5]) == (POISONED, CLEAN), told
+    assert torch.equal(found.suspects.nonzero().flatten(), group)
+    assert not found.exhausted

@@ -2,7 +2,7 @@
 
 A second look sees what the first one hid: another group, another class, a trigger that the first short training had
 hardly learned. The last look, which finds nothing, has a model that was trained without any suspect; it can say what
-the suspects really show.
+the suspects really show. Where the last one that is allowed finds something, one more model is trained for that.
 """
 
 from dataclasses import replace
@@ -60,8 +60,13 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
         else:
             break
     else:
-        findings.exhausted = True
-        _caution(run, findings, f"look {findings.looks}, the last one allowed, still found suspects; there may be more")
+        if config.looks > 1:  # nobody is accused unheard, unless a single look was asked for
+            network = _warmed_up(run, examples[~findings.suspects[examples]], config)
+            _hear_second_opinion(run, network, findings, examples, config)
+        if findings.suspects[kept[found.suspects]].any():
+            findings.exhausted = True
+            what = f"look {findings.looks}, the last one allowed, still found suspects; there may be more"
+            _caution(run, findings, what)
     _admit_blindness(run, findings)
     return findings
 
@@ -74,8 +79,7 @@ def look(
     With a ``control``, whether that was found decides whether this look could have seen anything.
     """
     run, shown = (control.run, torch.cat([examples, control.examples])) if control else (run, examples)
-    network = run.fresh_network()
-    run.train(network, shown, config.warm_up, "warm-up")
+    network = _warmed_up(run, shown, config)
     outputs, parts = run.predict(network, shown), partition(run, network, shown, config.partition)
     if control:
         findings.control_found = find_control(control, network, shown, outputs, parts, config)
@@ -94,6 +98,12 @@ def look(
             if not _is_acquitted(entry, examples, findings):
                 enhanced.append(entry)
     return network, identify(labels, splits, tuple(enhanced), config.identification)
+
+
+def _warmed_up(run: Run, examples: torch.Tensor, config: Config) -> Network:
+    network = run.fresh_network()
+    run.train(network, examples, config.warm_up, "warm-up")
+    return network
 
 
 def _examine(
