@@ -196,7 +196,7 @@ def test_the_work_on_another_folder_is_refused_and_so_is_what_was_not_asked_for(
         scanned(data, work_dir=tmp_path / "work")
     file = next((data / "0").iterdir())
     file.rename(file.with_name("another.png"))
-    with pytest.raises(WorkDirError, match="a run with other files.*; choose a new folder"):
+    with pytest.raises(WorkDirError, match=r"a run with other files.*; choose a new folder"):
         scanned(data, work_dir=tmp_path / "work", resume=True)
 
 
