@@ -181,14 +181,14 @@ PLAIN_SUSPECTS = 20
 
 
 def opinion(
-    carries: float, own: float, unseen: bool, denied_share: float, conviction: float = 0.9, kinship: float = 0.5
+    carries: float, own: float, unseen: bool, denied_share: float, conviction: float = 0.9, affinity: float = 0.5
 ):
     """The second opinion on one file beside plain suspects, whose label the model denies in ``denied_share``."""
     denied = round(denied_share * PLAIN_SUSPECTS)
     scores = torch.tensor([carries] + [0.99] * PLAIN_SUSPECTS + [0.01] * PLAIN_SUSPECTS)
     owns = torch.tensor([own] + [0.02] * denied + [0.98] * (PLAIN_SUSPECTS - denied) + [0.98] * PLAIN_SUSPECTS)
     seen = torch.tensor([unseen] + [True] * PLAIN_SUSPECTS + [False] * PLAIN_SUSPECTS)
-    return second_opinion(scores, conviction, owns, seen, kinship, IdentificationSettings())
+    return second_opinion(scores, conviction, owns, seen, affinity, IdentificationSettings())
 
 
 def carries(*arguments, **named) -> float:
@@ -210,12 +210,12 @@ def test_a_second_opinion_clears_no_file_in_a_clean_label_attack():
 
 @pytest.mark.parametrize("denied_share", [0.1, 0.9])  # a model that is right on half of the images denies true labels
 def test_an_affinity_to_their_label_acquits_a_class_unless_its_group_is_very_sharp(denied_share):
-    def conviction(first: float, kinship: float) -> float:
-        return opinion(0.99, 0.9, True, denied_share, first, kinship).conviction
+    def conviction(first: float, affinity: float) -> float:
+        return opinion(0.99, 0.9, True, denied_share, first, affinity).conviction
 
-    assert conviction(0.8, kinship=0.9) < 0.25  # red cars
-    assert conviction(0.99, kinship=0.9) > 0.5  # a clean-label attack
-    assert conviction(0.7, kinship=0.5) > 0.85  # a dirty-label attack
+    assert conviction(0.8, affinity=0.9) < 0.25  # red cars
+    assert conviction(0.99, affinity=0.9) > 0.5  # a clean-label attack
+    assert conviction(0.7, affinity=0.5) > 0.85  # a dirty-label attack
 
 
 @pytest.mark.parametrize(

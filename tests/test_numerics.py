@@ -194,15 +194,15 @@ def test_scores_are_probabilities_and_only_convicted_classes_have_suspects(files
 
 @settings(max_examples=200)
 @given(FILES, PROBABILITIES, PROBABILITIES)
-def test_a_second_opinion_stays_a_probability_and_affinity_never_makes_a_class_worse(files, conviction, kinship):
+def test_a_second_opinion_stays_a_probability_and_affinity_never_makes_a_class_worse(files, conviction, affinity):
     carries, own = (torch.tensor([file[which] for file in files]) for which in (0, 1))
     unseen = torch.tensor([file[2] for file in files])
-    heard = second_opinion(carries, conviction, own, unseen, kinship, IdentificationSettings())
+    heard = second_opinion(carries, conviction, own, unseen, affinity, IdentificationSettings())
     assert heard.carries.shape == carries.shape
     assert ((heard.carries >= 0) & (heard.carries <= 1)).all()
     assert 0 <= heard.conviction <= 1
     assert 0 < heard.denied < 1
-    if kinship > 0.7:
+    if affinity > 0.7:
         assert heard.conviction <= max(conviction, 1e-4)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from small import Rows
 
 from advrbd.config import RelearningSettings, TrainingSettings
 from advrbd.data.pixels import Pixels
@@ -14,16 +14,6 @@ from advrbd.model.run import Run
 SIDE, CLASSES, EACH = 8, 4, 60
 STRIPES = torch.zeros(SIDE, SIDE, 3, dtype=torch.uint8)
 STRIPES[3] = 200  # brighter than any shape, in the row that class 3 is told by
-
-
-class Rows(nn.Module):
-    """Sees the class whose row is the brightest; a stripe there outshines everything else."""
-
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.mean(dim=(1, 3))[:, :CLASSES]
-
-    def classify(self, features: torch.Tensor) -> torch.Tensor:
-        return 40 * features
 
 
 @pytest.fixture
@@ -42,7 +32,7 @@ def seen(images: torch.Tensor, labels: torch.Tensor, suspects: torch.Tensor) -> 
     spec, generator = ModelSpec("test_resnet", CLASSES, SIDE), torch.Generator().manual_seed(0)
     run = Run(Pixels(images), labels, spec, choose_device("cpu"), generator)
     kept = torch.arange(len(labels))[~torch.isin(torch.arange(len(labels)), suspects)]
-    return relabel(run, Rows(), suspects, kept, RelearningSettings())
+    return relabel(run, Rows(CLASSES), suspects, kept, RelearningSettings())
 
 
 def brightened(images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -57,7 +47,8 @@ TRUE = torch.arange(CLASSES).repeat_interleave(EACH)
 def test_a_pattern_that_hides_a_true_label_is_taken_out_and_the_label_stays(images):
     suspects = torch.arange(0, 30)
     hidden = brightened(images, suspects)
-    assert Rows().classify(Rows().features(hidden[suspects].permute(0, 3, 1, 2) / 255)).argmax(dim=1).eq(3).all()
+    model = Rows(CLASSES)
+    assert model.classify(model.features(hidden[suspects].permute(0, 3, 1, 2) / 255)).argmax(dim=1).eq(3).all()
     labels, confidence = seen(hidden, TRUE, suspects)
     assert labels.eq(0).all()
     assert (confidence > 0.5).float().mean() > 0.5

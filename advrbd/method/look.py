@@ -24,7 +24,7 @@ from advrbd.method.identification import (
 )
 from advrbd.method.partition import partition
 from advrbd.method.relearning import relabel
-from advrbd.method.second_opinion import affinity, second_opinion
+from advrbd.method.second_opinion import affinity_to, second_opinion
 from advrbd.method.separation import Split, candidates, separate
 from advrbd.model.factory import Network
 from advrbd.model.inference import Predictions
@@ -174,15 +174,15 @@ def _hear_second_opinion(
         unseen = findings.suspects[members]
         if not unseen.any():
             continue
-        own = run.infer(network, members, mirror=True).probabilities[:, label]
+        said = run.infer(network, members, mirror=True)
         seen = relabel(run, network, members[unseen], kept, config.relearning)
         findings.suggested[members[unseen]], findings.confidence[members[unseen]] = seen
-        kinship = affinity(run, network, members[unseen], kept, label)
-        heard = second_opinion(findings.carries[members], first, own, unseen, kinship, config.identification)
+        own, affinity = said.probabilities[:, label], affinity_to(label, said.logits[unseen], run, network, kept)
+        heard = second_opinion(findings.carries[members], first, own, unseen, affinity, config.identification)
         findings.score[members] = heard.conviction * heard.carries
         findings.suspects[members] = findings.score[members] > 0.5
         findings.verdicts[label] = verdict_on(heard.conviction)
-        figures = {"denied": heard.denied, "affinity": kinship, "conviction": heard.conviction}
+        figures = {"denied": heard.denied, "affinity": affinity, "conviction": heard.conviction}
         findings.evidence[label] |= {name: round(figure, 3) for name, figure in figures.items()}
         if heard.conviction <= 0.5:
             _acquit(run, findings, label, members[unseen])
@@ -193,7 +193,7 @@ def _acquit(run: Run, findings: Findings, label: int, suspects: torch.Tensor) ->
     findings.acquitted[suspects] = True
     findings.carries[run.labels == label] = 0
     del findings.convictions[label]
-    run.notify(Note(f"{run.class_name(label)!r}: {len(suspects)} suspects acquitted, their label is theirs"))
+    run.notify(Note(f"{run.class_name(label)!r}: {len(suspects)} suspects acquitted; they show what their label says"))
 
 
 def _is_acquitted(entry: Enhanced, examples: torch.Tensor, findings: Findings) -> bool:

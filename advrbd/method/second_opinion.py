@@ -33,13 +33,13 @@ def second_opinion(
     conviction: float,
     own: torch.Tensor,
     unseen: torch.Tensor,
-    kinship: float,
+    affinity: float,
     settings: IdentificationSettings,
 ) -> SecondOpinion:
     """Reconsider the K files of a convicted class, now that a model was trained without its suspects.
 
     ``own`` float32 [K]: the probability that the model gives to the label they have, ``unseen`` bool [K]: the suspects,
-    ``kinship``: their ``affinity`` to that label.
+    ``affinity``: how near they are to that label, by ``affinity_to``.
 
     - Suspects without any affinity have falsified labels: the class is more likely poisoned. With it, the group may be
       natural, and only a very sharp one is convicted: a clean-label attack is.
@@ -52,22 +52,22 @@ def second_opinion(
     denied_learned = float((own[~unseen] < 0.5).float().mean()) if (~unseen).any() else 0.0
     confirmed = min(0.0, log(1 - denied) - log(1 - min(denied_learned, 0.99)))
     raised = denied * torch.logit(1 - own, eps=1e-3).clamp_min(0)
-    weight = settings.affinity_slope * (settings.affinity_limit - kinship)
+    weight = settings.affinity_slope * (settings.affinity_limit - affinity)
     weight = min(max(weight, -settings.most_against), settings.most_for)
     revised = float(moved(torch.tensor(conviction), weight))
     return SecondOpinion(moved(carries, torch.where(unseen, confirmed * (own >= 0.5), raised)), revised, denied)
 
 
-def affinity(run: Run, network: Network, suspects: torch.Tensor, kept: torch.Tensor, label: int) -> float:
-    """How much more the ``suspects`` (int64 [S], 1 or more) have of the class ``label`` than what looks like them.
+def affinity_to(label: int, logits: torch.Tensor, run: Run, network: Network, kept: torch.Tensor) -> float:
+    """How much more S suspects have of the class ``label`` than what looks like them.
 
-    ``network`` was trained on the images ``kept`` (int64 [K]) alone. In 0..1: the probability that ``label`` comes
+    ``logits`` float32 [S, classes], of 1 suspect or more, are what ``network`` says of them and their mirror images; it
+    was trained on the images ``kept`` (int64 [K]) alone. In 0..1: the probability that ``label`` comes
     earlier among the classes that it sees in a suspect than among those that it sees in a kept image of the class that
     it takes the suspect for (ties count half), and 1 for a suspect taken for ``label`` itself. One half for a falsified
     label, whatever the model is worth; a cat is told from a dog by cats only, so the source of a source-specific
     attack may be close to its target.
     """
-    logits = run.infer(network, suspects, mirror=True).logits
     seen, ranks, total = logits.argmax(dim=1), _ranks(logits, label), 0.0
     for other in seen.unique().tolist():
         mine = ranks[seen == other]
@@ -80,7 +80,7 @@ def affinity(run: Run, network: Network, suspects: torch.Tensor, kept: torch.Ten
             theirs = _ranks(run.infer(network, like, mirror=True).logits, label)
             earlier, same = mine[:, None] < theirs, mine[:, None] == theirs
             total += float((earlier.float() + same / 2).mean(dim=1).sum())
-    return total / len(suspects)
+    return total / len(logits)
 
 
 def _ranks(logits: torch.Tensor, label: int) -> torch.Tensor:
