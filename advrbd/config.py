@@ -144,8 +144,8 @@ class Config:
     """What a scan or a clean is told to do; the defaults need no knowledge of the data.
 
     ``looks``: how often at most the folder is looked at; after each look that found something, what was found is
-    taken out and a fresh model looks at the rest. Where several are allowed and the last one finds something, one more
-    model gives its second opinion. ``control_share``: size of the control group, as a share of an average class.
+    taken out, and a fresh model says first whether it is natural; unless all of it is, it looks at the rest. A single
+    look is heard by nobody. ``control_share``: size of the control group, as a share of an average class.
     ``controls``: how many are tried, in a look each, before the folder counts as unexamined.
     """
 

@@ -8,16 +8,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from small import SMALL
+from small import SHORT, SMALL
 
 import advrbd
 import advrbd.pipeline
+from advrbd.baselines.dbr import DBR
+from advrbd.config import TrainingSettings
 from advrbd.data.folder import OK, UNREADABLE
 from advrbd.errors import UntrustedError
 from advrbd.reports.accepted import accept
@@ -342,12 +344,20 @@ def test_the_actions_scan(stub, tmp_path, data, steps, code):
     assert json.loads((tmp_path / "work" / given["REPORT"]).read_text())["verdict"] == POISONED
 
 
+@dataclass(frozen=True)
+class QuickDBR(DBR):
+    learning: TrainingSettings = SHORT
+    parting: TrainingSettings = SHORT
+    unlearning: TrainingSettings = SHORT
+
+
 def test_speed_compares_what_it_measured(digits_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "examples")
     spec = importlib.util.spec_from_file_location("example_speed", ROOT / "examples" / "speed.py")
     speed = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(speed)
     monkeypatch.setattr(speed, "Config", lambda **given: replace(SMALL, **given))
+    monkeypatch.setitem(speed.DETECTORS, "d-br", QuickDBR)  # its own has the steps of 50,000 images
     tiny = ["--model", "test_resnet", "--device", "cpu", "--peers", "d-br", "--json", str(tmp_path / "speed.json")]
     monkeypatch.setattr(sys, "argv", ["speed.py", str(digits_folder), *tiny])
     speed.main()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import advrbd
-from advrbd.config import Config
+from advrbd.config import Config, RelearningSettings, TrainingSettings
 from advrbd.data.pixels import Pixels
 from advrbd.errors import UntrustedError
 from advrbd.method import gate
@@ -196,13 +196,15 @@ def test_strict_writes_nothing_that_is_not_fully_trusted_and_the_manifest_says_w
 ):
     before = snapshot(digits_folder)
     half = {path.relative_to(digits_folder).as_posix() for path in sorted((digits_folder / "4").iterdir())[:15]}
+    clean = TrainingSettings(epochs=1, minimum_steps=150)  # learns 300 digits well enough to be trusted
+    config = Config(relearning=RelearningSettings(clean=clean))
     report = report_on(digits_folder, half, tmp_path / "report.json")
     with pytest.raises(UntrustedError, match="class '4' lost 15 of its 30 images"):
-        advrbd.clean(digits_folder, tmp_path / "out", report=report, action="drop", strict=True)
+        advrbd.clean(digits_folder, tmp_path / "out", config, report=report, action="drop", strict=True)
     assert {path.name for path in tmp_path.iterdir()} == {"report.json"}
 
     report = report_on(digits_folder, set(), tmp_path / "report.json")
-    cleaned = advrbd.clean(digits_folder, tmp_path / "out", report=report, strict=True)
+    cleaned = advrbd.clean(digits_folder, tmp_path / "out", config, report=report, strict=True)
     written = json.loads((tmp_path / "out" / MANIFEST).read_text())["settings"]["check"]
     assert (written["trust"], written["reasons"], written["rescan"]) == (GOOD, [], None) and cleaned.check.trust == GOOD
     assert [entry["kept"] for entry in written["classes"]] == [30] * 10

@@ -64,24 +64,31 @@ QUICK = Config(
     device="cpu",
     warm_up=SHORT,
     partition=PartitionSettings(masks=1, steps=1),
-    separation=SeparationSettings(examined=(2, 1, 4)),  # both groups
+    separation=SeparationSettings(examined=(3, 1, 4)),  # all groups
 )
 
 
 def found_when_sharp(
-    monkeypatch: pytest.MonkeyPatch, images: torch.Tensor, labels: torch.Tensor, *groups: torch.Tensor, looks: int = 4
+    monkeypatch: pytest.MonkeyPatch,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *groups: tuple[int, torch.Tensor],
+    looks: int = 4,
 ):
-    """What the looks say of digits where the ``groups`` (positions, each of one class) look planted: the first in every
-    look, the second from the second look on."""
-    classes, begun, told = [int(labels[group[0]]) for group in groups], list[int](), list[str]()
+    """What the looks say of digits where the ``groups`` look planted: each from a certain look on, and positions of one
+    class. Besides, what was told, and the labels that each look examined."""
+    told, examined = list[str](), list[list[int]]()
 
     def separate(_outputs, shown, *_):
-        begun.append(len(shown))
-        return tuple(Split(label, 2, (shown == label).nonzero().flatten()[:10], 5.0, 8.0) for label in classes)
+        examined.append([])
+        places = enumerate(int(labels[group[0]]) for _, group in groups)
+        members = {number: (label, (shown == label).nonzero().flatten()) for number, label in places}
+        return tuple(Split(label, 2, at[10 * n : 10 * n + 10], 5.0, float(n)) for n, (label, at) in members.items())
 
     def examine(_run, _network, examples, split, *_):
-        group = groups[classes.index(split.label)]
-        inside = torch.isin(examples, group) & (classes.index(split.label) < len(begun))
+        examined[-1].append(split.label)
+        since, group = groups[int(split.distance)]
+        inside = torch.isin(examples, group) & (since <= len(examined))
         return Enhanced(split.label, 0.99 * inside, 0.25 if inside.any() else 9.0)
 
     for name, stand_in in (("separate", separate), ("_examine", examine), ("find_control", lambda *_: True)):
@@ -90,7 +97,7 @@ def found_when_sharp(
     spec = ModelSpec("test_resnet", 10, 16)
     notify = lambda event: told.append(event.message) if isinstance(event, Note) else None  # noqa: E731
     run = Run(Pixels(images), labels, spec, choose_device("cpu"), generator, notify)
-    return find(run, torch.arange(len(labels)), replace(QUICK, looks=looks)), told
+    return find(run, torch.arange(len(labels)), replace(QUICK, looks=looks)), told, examined
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +109,15 @@ def some_digits() -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_natural_group_that_looks_planted_is_acquitted(monkeypatch, some_digits):
     images, labels = some_digits
     group = (labels == 3).nonzero().flatten()[::2]
-    found, told = found_when_sharp(monkeypatch, images, labels, group)
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group))
     assert found.verdicts[3] == CLEAN
     assert not found.suspects.any()
-    assert found.looks == 2, told  # the second look's model acquits, and finds nothing new
+    assert found.looks == 1, told  # nothing was hidden by it
     assert torch.equal(found.acquitted.nonzero().flatten(), group)
     assert found.evidence[3]["affinity"] > 0.8
     assert any("acquitted" in message for message in told)
     assert float(found.score.max()) < 0.5
+    assert not found.exhausted
 
 
 def strangers(labels: torch.Tensor, label: int) -> torch.Tensor:
@@ -118,38 +126,56 @@ def strangers(labels: torch.Tensor, label: int) -> torch.Tensor:
     return torch.cat(chosen).sort().values
 
 
-def test_a_planted_group_stays_convicted(monkeypatch, some_digits):
+@pytest.fixture
+def falsified(some_digits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, labels, and the positions of those that aren't the 3 that they are said to be."""
     images, labels = some_digits
-    group, falsified = strangers(labels, 3), labels.clone()
-    falsified[group] = 3
-    found, _ = found_when_sharp(monkeypatch, images, falsified, group)
+    group, labels = strangers(labels, 3), labels.clone()
+    labels[group] = 3
+    return images, labels, group
+
+
+def test_a_planted_group_stays_convicted(monkeypatch, falsified):
+    images, labels, group = falsified
+    found, _, _ = found_when_sharp(monkeypatch, images, labels, (1, group))
     assert found.verdicts[3] == POISONED
     assert torch.equal(found.suspects.nonzero().flatten(), group)
     assert found.evidence[3]["affinity"] < 0.65
     assert not found.acquitted.any()
+    assert found.looks == 2  # what else it hid was looked for
 
 
-def test_who_was_acquitted_is_not_found_again(monkeypatch, some_digits):
-    images, labels = some_digits
-    group, falsified = strangers(labels, 3), labels.clone()
-    falsified[group] = 3
-    natural = (falsified == 5).nonzero().flatten()[::2]
-    found, told = found_when_sharp(monkeypatch, images, falsified, natural, group)
+def test_who_was_acquitted_is_not_found_again(monkeypatch, falsified):
+    images, labels, group = falsified
+    natural = (labels == 5).nonzero().flatten()[::2]
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, natural), (1, group))
     assert (found.verdicts[3], found.verdicts[5]) == (POISONED, CLEAN), told
-    assert found.looks == 3, told  # the third look has the natural group again, still sharp, and finds nothing
+    assert found.looks == 2, told  # the second look has the natural group again, still sharp, and finds nothing
     assert sum("acquitted" in message for message in told) == 1
     assert found.evidence[5]["affinity"] > 0.8
     assert torch.equal(found.suspects.nonzero().flatten(), group)
 
 
+def test_a_natural_group_hides_no_planted_one_of_its_class(monkeypatch, falsified):
+    images, labels, group = falsified
+    natural = (labels == 3).nonzero().flatten()
+    natural = natural[~torch.isin(natural, group)][::2]
+    other = (labels == 7).nonzero().flatten()[::2]  # never looks planted
+    groups = (1, natural), (1, group), (9, other)
+    found, told, examined = found_when_sharp(monkeypatch, images, labels, *groups)
+    assert examined == [[3, 7], [3, 3], [3, 3, 7]], told  # it waited behind the natural one; then only its class is in doubt
+    assert found.verdicts[3] == POISONED
+    assert torch.equal(found.suspects.nonzero().flatten(), group)
+    assert torch.equal(found.acquitted.nonzero().flatten(), natural)
+
+
 @pytest.mark.parametrize("looks", [2, 3])
-def test_who_is_found_by_the_last_look_is_heard_as_well(monkeypatch, some_digits, looks):
-    images, labels = some_digits
-    group, falsified = strangers(labels, 3), labels.clone()
-    falsified[group] = 3
-    natural = (falsified == 5).nonzero().flatten()[::2]
-    found, told = found_when_sharp(monkeypatch, images, falsified, group, natural, looks=looks)
+def test_who_is_found_by_the_last_look_is_heard_as_well(monkeypatch, falsified, looks):
+    images, labels, group = falsified
+    natural = (labels == 5).nonzero().flatten()[::2]
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group), (2, natural), looks=looks)
     assert (found.verdicts[3], found.verdicts[5]) == (POISONED, CLEAN), told
     assert torch.equal(found.suspects.nonzero().flatten(), group)
     assert torch.equal(found.acquitted.nonzero().flatten(), natural)
+    assert found.looks == 2
     assert not found.exhausted

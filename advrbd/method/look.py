@@ -1,8 +1,8 @@
 """All stages in a row: look at the images, take out what was found, and look again until nothing more is found.
 
 A second look sees what the first one hid: another group, another class, a trigger that the first short training had
-hardly learned. The last look, which finds nothing, has a model that was trained without any suspect; it can say what
-the suspects really show. Where the last one that is allowed finds something, one more model is trained for that.
+hardly learned. Its model was trained without any suspect, so before it looks, it can say what the suspects really
+show. Where they turn out to be natural, nothing was hidden, and nothing needs another look.
 """
 
 from dataclasses import replace
@@ -37,49 +37,57 @@ LEARNED = 0.3  # of the way from guessing the largest class to perfection, on th
 def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     """Look at the images ``examples`` (int64 [M]) until a look finds nothing, at most ``config.looks`` times.
 
-    A look that finds neither suspects nor its control is no evidence: one with another control tells whether that was
-    bad luck, as it may be where classes are small.
+    What a look found is heard by a model trained without it, unless a single look was asked for. A look that finds
+    neither suspects nor its control is no evidence: one with another control tells whether that was bad luck, as it
+    may be where classes are small.
     """
-    findings = Findings.nothing(len(run.labels))
-    again, planted = True, 0
-    while findings.looks < max(1, config.looks):
+    findings, only = Findings.nothing(len(run.labels)), None
+    kept, control, planted = examples, plant_control(run, examples, config), 1
+    network = _warmed_up(run, kept, config, control)
+    while True:
         findings.looks += 1
-        kept = examples[~findings.suspects[examples]]
-        control = plant_control(run, examples, config) if again else None
-        planted += control is not None
-        network, found = look(run, kept, config, findings, control)
-        _hear_second_opinion(run, network, findings, examples, config)
+        found, waiting = look(run, network, kept, config, findings, control, only)
         _merge(run, findings, kept, found)
-        count = int(found.suspects.sum())
-        lost = not (count or findings.blind or findings.control_found)
-        again = lost and planted < config.controls and findings.looks < config.looks
-        if again:
+        fresh, last = kept[found.suspects], findings.looks >= config.looks
+        again = not (last or findings.blind or findings.control_found) and planted < config.controls
+        if len(fresh):
+            run.notify(Note(f"look {findings.looks}: {len(fresh)} suspects found and set aside"))
+        elif again:
             run.notify(Note(f"look {findings.looks}: the control was not found; looking again, with another"))
-        elif count:
-            run.notify(Note(f"look {findings.looks}: {count} suspects found and set aside"))
-        else:
+        if config.looks <= 1 or not (len(fresh) or again):
             break
-    else:
-        if config.looks > 1:  # nobody is accused unheard, unless a single look was asked for
-            network = _warmed_up(run, examples[~findings.suspects[examples]], config)
-            _hear_second_opinion(run, network, findings, examples, config)
-        if findings.suspects[kept[found.suspects]].any():
-            findings.exhausted = True
-            what = f"look {findings.looks}, the last one allowed, still found suspects; there may be more"
-            _caution(run, findings, what)
+        kept, control = examples[~findings.suspects[examples]], plant_control(run, examples, config) if again else None
+        planted += again
+        network = _warmed_up(run, kept, config, control)
+        _hear_second_opinion(run, network, findings, examples, config)
+        nothing = not (again or findings.suspects[fresh].any())  # as if the look hadn't found any
+        if last or (nothing and not waiting):
+            break
+        only = waiting if nothing else None
+    if last and findings.suspects[fresh].any():
+        findings.exhausted = True
+        what = f"look {findings.looks}, the last one allowed, still found suspects; there may be more"
+        _caution(run, findings, what)
     _admit_blindness(run, findings)
     return findings
 
 
 def look(
-    run: Run, examples: torch.Tensor, config: Config, findings: Findings, control: Control | None = None
-) -> tuple[Network, Identification]:
-    """One pass through the stages over the images ``examples``; what limits it becomes a caution in ``findings``.
+    run: Run,
+    network: Network,
+    examples: torch.Tensor,
+    config: Config,
+    findings: Findings,
+    control: Control | None,
+    only: set[int] | None,
+) -> tuple[Identification, set[int]]:
+    """The stages over the images ``examples`` (int64 [M]), which ``network`` was trained on; what limits them becomes a
+    caution in ``findings``.
 
-    With a ``control``, whether that was found decides whether this look could have seen anything.
+    With a ``control``, whether that was found decides whether this look could have seen anything. ``only``: examine
+    these classes alone. Beside what was found, the classes with groups that wait, unexamined, behind a sharp one.
     """
     run, shown = (control.run, torch.cat([examples, control.examples])) if control else (run, examples)
-    network = _warmed_up(run, shown, config)
     outputs, parts = run.predict(network, shown), partition(run, network, shown, config.partition)
     if control:
         findings.control_found = find_control(control, network, shown, outputs, parts, config)
@@ -90,17 +98,24 @@ def look(
     splits = separate(outputs, labels, seeds, config.separation, run.generator)
     if findings.looks == 1:
         _check_separation(run, labels, splits, config, findings)
-    chosen, enhanced = candidates(splits, config.separation), list[Enhanced]()
+    chosen, enhanced, waiting = candidates(splits, config.separation), list[Enhanced](), set[int]()
     config = replace(config, identification=for_groups(config.identification, len(chosen)))
     for split in chosen:
-        if not any(entry.label == split.label and is_sharp(entry, config.identification) for entry in enhanced):
-            entry = _examine(run, network, examples, split, seeds, config)
-            if not _is_acquitted(entry, examples, findings):
-                enhanced.append(entry)
-    return network, identify(labels, splits, tuple(enhanced), config.identification)
+        if only is not None and split.label not in only:
+            continue
+        if any(entry.label == split.label and is_sharp(entry, config.identification) for entry in enhanced):
+            waiting.add(split.label)
+            continue
+        entry = _examine(run, network, examples, split, seeds, config)
+        if not _is_acquitted(entry, examples, findings):
+            enhanced.append(entry)
+    splits = tuple(split for split in splits if only is None or split.label in only)
+    return identify(labels, splits, tuple(enhanced), config.identification), waiting
 
 
-def _warmed_up(run: Run, examples: torch.Tensor, config: Config) -> Network:
+def _warmed_up(run: Run, examples: torch.Tensor, config: Config, control: Control | None) -> Network:
+    """A fresh model that learned the ``examples`` for a short time, and the copies of a ``control``."""
+    run, examples = (control.run, torch.cat([examples, control.examples])) if control else (run, examples)
     network = run.fresh_network()
     run.train(network, examples, config.warm_up, "warm-up")
     return network
