@@ -84,6 +84,10 @@ def drill(
     console.state.quiet, console.state.verbose = quiet, verbose
     _check_before_work(output, form, data)
 
+    from advrbd.data.sources import check
+
+    check(data)
+
     from advrbd.benchmark.drill import drill as run_drill
     from advrbd.benchmark.drill_report import meaning, passed, render
     from advrbd.config import Config

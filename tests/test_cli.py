@@ -59,6 +59,9 @@ finally:
         ("demo --help", 0),
         ("schema", 0),
         ("env --help", 0),
+        ("scan missing", 2),
+        ("clean missing --out out", 2),
+        ("drill missing", 2),
         ("scan . --fail-on many", 2),
         ("scan", 2),
     ],
@@ -201,6 +204,7 @@ def scan_with(report: Report, monkeypatch, folder: Path, *options: str) -> int:
     monkeypatch.setattr(sys, "argv", ["advrbd", "scan", "data", *options])
     monkeypatch.setattr(console, "state", console.State())
     monkeypatch.chdir(folder)
+    Path("data").mkdir()
     with pytest.raises(SystemExit) as ending:
         main()
     return ending.value.code or 0
@@ -273,6 +277,7 @@ main()
 
 
 def test_a_reader_that_goes_away_doesnt_mean_suspects(tmp_path):
+    (tmp_path / "data").mkdir()
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-c", CLOSED_STDOUT, "scan", "data", *CSV, "-o", "-"]
@@ -409,6 +414,7 @@ def scan_under(folder: Path, terminal: bool, *options: str, **environment: str) 
 
         termios.tcsetwinsize(writer, (24, 40))
     command = [sys.executable, "-c", UNDER_A_TERMINAL, "scan", "data", *CSV, *options]
+    (folder / "data").mkdir(exist_ok=True)
     process = subprocess.Popen(command, cwd=folder, env=given | environment, stderr=writer)
     os.close(writer)
     told = b""

@@ -239,6 +239,7 @@ def test_the_tour_shows_what_a_scan_prints(monkeypatch, capsys):
     monkeypatch.setattr(advrbd.pipeline, "scan", scan)
     monkeypatch.setattr("advrbd.reports.html.render_html", lambda *_: b"")
     line = next(words for words in command_lines(README) if words[0] == "scan" and "--html" in words)
+    Path(line[1]).mkdir()
     assert get_command(app).main(line, standalone_mode=False) == 1
     assert capsys.readouterr().err == blocks_of_the_tour()[0]
 

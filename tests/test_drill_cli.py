@@ -98,6 +98,7 @@ def test_a_drill_that_is_ended_leaves_no_copy(place, snapshot, number, code):
 def drill_with(entries: list[Drilled], monkeypatch, folder: Path, *options: str) -> int:
     """The exit code of a drill with these results: what is tested here is what becomes of them."""
     monkeypatch.setattr(drilling, "drill", lambda *_, **__: iter(entries))
+    (folder / "data").mkdir(exist_ok=True)
     return run(monkeypatch, folder, "data", *options)
 
 
@@ -116,12 +117,12 @@ def test_exit_codes(entries, code, monkeypatch, tmp_path, capfd):
     assert [row["attack"] for row in json.loads(out)["attacks"]] == [entry.attack for entry in entries]
     assert ("error: no attack took" in err) == (code == 2)
     assert meaning(entries) in err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_report_only_where_one_was_asked_for(monkeypatch, tmp_path, capfd):
     assert drill_with([HIT], monkeypatch, tmp_path) == 0
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
     out, err = capfd.readouterr()
     assert out == ""
     assert "badnets: found (attack success rate 100.0%, 100 of 100 files found, 0 false alarms in 900 clean" in err

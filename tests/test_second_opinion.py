@@ -163,7 +163,7 @@ def test_a_natural_group_hides_no_planted_one_of_its_class(monkeypatch, falsifie
     other = (labels == 7).nonzero().flatten()[::2]  # never looks planted
     groups = (1, natural), (1, group), (9, other)
     found, told, examined = found_when_sharp(monkeypatch, images, labels, *groups)
-    assert examined == [[3, 7], [3, 3], [3, 3, 7]], told  # it waited behind the natural one; then only its class is in doubt
+    assert examined == [[3, 7], [3, 3], [3, 3, 7]], told  # it waits; then its class alone is in doubt
     assert found.verdicts[3] == POISONED
     assert torch.equal(found.suspects.nonzero().flatten(), group)
     assert torch.equal(found.acquitted.nonzero().flatten(), natural)

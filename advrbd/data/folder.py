@@ -88,10 +88,7 @@ def index(root: str | os.PathLike, split: str | None = None) -> FolderIndex:
     nothing but splits such as ``train`` and ``val``.
     """
     root = Path(root)
-    if not root.exists():
-        raise DatasetError(f"no such folder: {root}")
-    if not root.is_dir():
-        raise DatasetError(f"{root} is a file; give the folder that holds one sub-folder of images per class")
+    check_is_folder(root)
     root = split_folder(root, split)
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
@@ -106,6 +103,14 @@ def index(root: str | os.PathLike, split: str | None = None) -> FolderIndex:
     for label, name in enumerate(classes):
         _walk(root, real_root, name, label, files, ignored)
     return FolderIndex(root, classes, tuple(files), tuple(ignored))
+
+
+def check_is_folder(root: Path) -> None:
+    """Raise ``DatasetError`` where ``root`` is missing or isn't a folder."""
+    if not root.exists():
+        raise DatasetError(f"no such folder: {root}")
+    if not root.is_dir():
+        raise DatasetError(f"{root} is a file; give the folder that holds one sub-folder of images per class")
 
 
 def split_folder(root: Path, split: str | None) -> Path:

@@ -82,6 +82,13 @@ def layout_of(path: Path) -> str:
     return FOLDER
 
 
+def check(path: Path) -> None:
+    """Raise ``DatasetError`` as ``index`` does where ``path`` is neither a folder nor a file of any layout: a slip that
+    can be told before torch is imported, which takes seconds."""
+    if layout_of(path) == FOLDER:
+        folder.check_is_folder(path)
+
+
 def told(found: FolderIndex) -> str | None:
     """How the input was read, in a line; None for the class folders of a folder, which go without saying."""
     if found.layout == FOLDER:

@@ -41,8 +41,9 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     neither suspects nor its control is no evidence: one with another control tells whether that was bad luck, as it
     may be where classes are small.
     """
-    findings, only = Findings.nothing(len(run.labels)), None
-    kept, control, planted = examples, plant_control(run, examples, config), 1
+    findings, kept, planted = Findings.nothing(len(run.labels)), examples, 1
+    control: Control | None = plant_control(run, examples, config)
+    only: set[int] | None = None
     network = _warmed_up(run, kept, config, control)
     while True:
         findings.looks += 1
@@ -56,7 +57,8 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
             run.notify(Note(f"look {findings.looks}: the control was not found; looking again, with another"))
         if config.looks <= 1 or not (len(fresh) or again):
             break
-        kept, control = examples[~findings.suspects[examples]], plant_control(run, examples, config) if again else None
+        kept = examples[~findings.suspects[examples]]
+        control = plant_control(run, examples, config) if again else None
         planted += again
         network = _warmed_up(run, kept, config, control)
         _hear_second_opinion(run, network, findings, examples, config)
