@@ -35,7 +35,7 @@ def _lines(plan: "Plan") -> list[str]:
         f"memory: about {peak} at the peak; {in_words(plan.tables)} of it for rows and features (budget: {budget})",
         f"time: decoding about {_duration(plan.decoding_seconds)}, the first look about {look} "
         f"(at {plan.images_per_second:.0f} images/s of training)",
-        f"each look that finds something is followed by another, about {more} or more; at most {plan.looks} in all",
+        f"a look that finds something may be followed by another, about {more} or more; at most {plan.looks} in all",
         "nothing was scanned, and nothing was written (--dry-run)",
     ]
 

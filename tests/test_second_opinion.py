@@ -1,5 +1,6 @@
 """A group that stands out is held against its label: a natural one is acquitted for good, a planted one is not."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,7 @@ def test_the_affinity_of_a_suspect_taken_for_a_class_without_images_is_even(rows
     assert held_against(rows, suspects, 0) == 0.5
 
 
+AMBIGUITY = 0.25  # convicts, and not for certain
 SHORT = TrainingSettings(epochs=12, minimum_steps=0, batch_size=32)
 QUICK = Config(
     model="test_resnet",
@@ -74,10 +76,17 @@ def found_when_sharp(
     labels: torch.Tensor,
     *groups: tuple[int, torch.Tensor],
     looks: int = 4,
+    doubtful: Sequence[int] = (),
+    controls: Sequence[bool] = (True,),
 ):
     """What the looks say of digits where the ``groups`` look planted: each from a certain look on, and positions of one
-    class. Besides, what was told, and the labels that each look examined."""
-    told, examined = list[str](), list[list[int]]()
+    class. Besides, what was told, and the labels that each look examined.
+
+    Of the ``doubtful`` positions it isn't sure whether they carry what their group carries; ``controls``: whether each
+    control that is planted is found.
+    """
+    told, examined, lost_or_found = list[str](), list[list[int]](), iter(controls)
+    unsure = torch.tensor(list(doubtful), dtype=torch.int64)
 
     def separate(_outputs, shown, *_):
         examined.append([])
@@ -89,9 +98,13 @@ def found_when_sharp(
         examined[-1].append(split.label)
         since, group = groups[int(split.distance)]
         inside = torch.isin(examples, group) & (since <= len(examined))
-        return Enhanced(split.label, 0.99 * inside, 0.25 if inside.any() else 9.0)
+        probability = torch.where(torch.isin(examples, unsure), 0.5, 0.99) * inside
+        return Enhanced(split.label, probability, AMBIGUITY if 2 * inside.sum() > len(group) else 9.0)
 
-    for name, stand_in in (("separate", separate), ("_examine", examine), ("find_control", lambda *_: True)):
+    def find_control(*_):
+        return next(lost_or_found)
+
+    for name, stand_in in (("separate", separate), ("_examine", examine), ("find_control", find_control)):
         monkeypatch.setattr(advrbd.method.look, name, stand_in)
     generator = torch.Generator().manual_seed(0)
     spec = ModelSpec("test_resnet", 10, 16)
@@ -120,9 +133,9 @@ def test_a_natural_group_that_looks_planted_is_acquitted(monkeypatch, some_digit
     assert not found.exhausted
 
 
-def strangers(labels: torch.Tensor, label: int) -> torch.Tensor:
-    """Positions of four images of every other class."""
-    chosen = [(labels == other).nonzero().flatten()[:4] for other in range(10) if other != label]
+def strangers(labels: torch.Tensor, label: int, first: int = 0) -> torch.Tensor:
+    """Positions of four images of every other class, from the one with the number ``first`` on."""
+    chosen = [(labels == other).nonzero().flatten()[first : first + 4] for other in range(10) if other != label]
     return torch.cat(chosen).sort().values
 
 
@@ -147,13 +160,40 @@ def test_a_planted_group_stays_convicted(monkeypatch, falsified):
 
 def test_who_was_acquitted_is_not_found_again(monkeypatch, falsified):
     images, labels, group = falsified
-    natural = (labels == 5).nonzero().flatten()[::2]
-    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, natural), (1, group))
-    assert (found.verdicts[3], found.verdicts[5]) == (POISONED, CLEAN), told
-    assert found.looks == 2, told  # the second look has the natural group again, still sharp, and finds nothing
+    natural, labels = (labels == 5).nonzero().flatten()[::2], labels.clone()
+    later = strangers(labels, 7, first=8)
+    later = later[~torch.isin(later, torch.cat([natural, group]))]
+    labels[later] = 7
+    found, told, examined = found_when_sharp(monkeypatch, images, labels, (1, natural), (1, group), (2, later))
+    assert [found.verdicts[label] for label in (3, 5, 7)] == [POISONED, CLEAN, POISONED], told
+    assert len(examined) == 3 and 5 in examined[2]  # it was trained on by then, and was as sharp as before
     assert sum("acquitted" in message for message in told) == 1
     assert found.evidence[5]["affinity"] > 0.8
-    assert torch.equal(found.suspects.nonzero().flatten(), group)
+    assert torch.equal(found.suspects.nonzero().flatten(), torch.cat([group, later]).sort().values)
+
+
+def test_who_was_cleared_is_not_accused_again_by_a_model_that_learned_its_label(monkeypatch, falsified):
+    images, labels, group = falsified
+    bystanders, labels = (labels == 3).nonzero().flatten(), labels.clone()
+    bystanders = bystanders[~torch.isin(bystanders, group)][:3]
+    later = strangers(labels, 7, first=8)
+    later = later[~torch.isin(later, torch.cat([bystanders, group]))]
+    labels[later] = 7
+    accused = torch.cat([group, bystanders]).sort().values
+    groups = (1, accused), (2, later)
+    found, told, examined = found_when_sharp(monkeypatch, images, labels, *groups, doubtful=bystanders.tolist())
+    assert len(examined) == 3, told  # and so two hearings
+    assert torch.equal(found.suspects.nonzero().flatten(), torch.cat([group, later]).sort().values)
+
+
+def test_where_only_natural_groups_and_no_control_were_found_another_is_planted(monkeypatch, some_digits):
+    images, labels = some_digits
+    natural = (labels == 5).nonzero().flatten()[::2]
+    found, told, examined = found_when_sharp(monkeypatch, images, labels, (1, natural), controls=(False, True))
+    assert [message.split(":")[0] for message in told if message.startswith("look")] == ["look 1", "look 1"]
+    assert (found.looks, found.control_found, found.blind) == (2, True, False), told
+    assert examined == [[5], [5]]
+    assert set(found.verdicts.values()) == {CLEAN}
 
 
 def test_a_natural_group_hides_no_planted_one_of_its_class(monkeypatch, falsified):

@@ -1,8 +1,8 @@
-"""All stages in a row: look at the images, take out what was found, and look again until nothing more is found.
+"""All stages in a row: look at the images, take out what was found, and look again until nothing is found that stands.
 
 A second look sees what the first one hid: another group, another class, a trigger that the first short training had
 hardly learned. Its model was trained without any suspect, so before it looks, it can say what the suspects really
-show. Where they turn out to be natural, nothing was hidden, and nothing needs another look.
+show. Where all of them turn out to be natural, nothing was hidden, and only what waited behind them needs a look.
 """
 
 from dataclasses import replace
@@ -35,38 +35,43 @@ LEARNED = 0.3  # of the way from guessing the largest class to perfection, on th
 
 
 def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
-    """Look at the images ``examples`` (int64 [M]) until a look finds nothing, at most ``config.looks`` times.
+    """Look at the images ``examples`` (int64 [M]) until a look finds nothing that stands, at most ``config.looks``
+    times.
 
     What a look found is heard by a model trained without it, unless a single look was asked for. A look that finds
-    neither suspects nor its control is no evidence: one with another control tells whether that was bad luck, as it
-    may be where classes are small.
+    neither suspects that stand nor its control is no evidence: one with another control tells whether that was bad
+    luck, as it may be where classes are small.
     """
     findings, kept, planted = Findings.nothing(len(run.labels)), examples, 1
-    control: Control | None = plant_control(run, examples, config)
+    control: Control | None = plant_control(run, kept, config)
     only: set[int] | None = None
     network = _warmed_up(run, kept, config, control)
     while True:
         findings.looks += 1
         found, waiting = look(run, network, kept, config, findings, control, only)
         _merge(run, findings, kept, found)
-        fresh, last = kept[found.suspects], findings.looks >= config.looks
-        again = not (last or findings.blind or findings.control_found) and planted < config.controls
+        fresh, control, only, last = kept[found.suspects], None, None, findings.looks >= config.looks
         if len(fresh):
             run.notify(Note(f"look {findings.looks}: {len(fresh)} suspects found and set aside"))
-        elif again:
+            if config.looks > 1:
+                kept = examples[~findings.suspects[examples]]
+                network = _warmed_up(run, kept, config, None)
+                _hear_second_opinion(run, network, findings, examples, config)
+        stands = bool(findings.suspects[fresh].any())
+        if last:
+            break
+        if stands:
+            continue
+        if not (findings.blind or findings.control_found) and planted < config.controls:
             run.notify(Note(f"look {findings.looks}: the control was not found; looking again, with another"))
-        if config.looks <= 1 or not (len(fresh) or again):
+            kept, planted = examples[~findings.suspects[examples]], planted + 1
+            control = plant_control(run, kept, config)
+            network = _warmed_up(run, kept, config, control)
+        elif waiting:
+            only = waiting
+        else:
             break
-        kept = examples[~findings.suspects[examples]]
-        control = plant_control(run, examples, config) if again else None
-        planted += again
-        network = _warmed_up(run, kept, config, control)
-        _hear_second_opinion(run, network, findings, examples, config)
-        nothing = not (again or findings.suspects[fresh].any())  # as if the look hadn't found any
-        if last or (nothing and not waiting):
-            break
-        only = waiting if nothing else None
-    if last and findings.suspects[fresh].any():
+    if last and stands:
         findings.exhausted = True
         what = f"look {findings.looks}, the last one allowed, still found suspects; there may be more"
         _caution(run, findings, what)
@@ -87,7 +92,8 @@ def look(
     caution in ``findings``.
 
     With a ``control``, whether that was found decides whether this look could have seen anything. ``only``: examine
-    these classes alone. Beside what was found, the classes with groups that wait, unexamined, behind a sharp one.
+    these classes alone. Beside what was found, the classes with groups that wait behind a sharp one: unexamined, or
+    in doubt.
     """
     run, shown = (control.run, torch.cat([examples, control.examples])) if control else (run, examples)
     outputs, parts = run.predict(network, shown), partition(run, network, shown, config.partition)
@@ -100,19 +106,25 @@ def look(
     splits = separate(outputs, labels, seeds, config.separation, run.generator)
     if findings.looks == 1:
         _check_separation(run, labels, splits, config, findings)
-    chosen, enhanced, waiting = candidates(splits, config.separation), list[Enhanced](), set[int]()
+    chosen, enhanced = candidates(splits, config.separation), list[Enhanced]()
     config = replace(config, identification=for_groups(config.identification, len(chosen)))
+    if only is not None:
+        splits = tuple(split for split in splits if split.label in only)
+        chosen = candidates(splits, config.separation)
+    sharp, in_doubt, waiting = set[int](), set[int](), set[int]()
     for split in chosen:
-        if only is not None and split.label not in only:
-            continue
-        if any(entry.label == split.label and is_sharp(entry, config.identification) for entry in enhanced):
+        if split.label in sharp:
             waiting.add(split.label)
             continue
         entry = _examine(run, network, examples, split, seeds, config)
-        if not _is_acquitted(entry, examples, findings):
-            enhanced.append(entry)
-    splits = tuple(split for split in splits if only is None or split.label in only)
-    return identify(labels, splits, tuple(enhanced), config.identification), waiting
+        if _is_acquitted(entry, examples, findings):
+            continue
+        enhanced.append(entry)
+        if is_sharp(entry, config.identification):
+            sharp.add(split.label)
+        elif not is_certain(entry, config.identification):
+            in_doubt.add(split.label)
+    return identify(labels, splits, tuple(enhanced), config.identification), waiting | sharp & in_doubt
 
 
 def _warmed_up(run: Run, examples: torch.Tensor, config: Config, control: Control | None) -> Network:
@@ -201,12 +213,13 @@ def _hear_second_opinion(
         findings.verdicts[label] = verdict_on(heard.conviction)
         figures = {"denied": heard.denied, "affinity": affinity, "conviction": heard.conviction}
         findings.evidence[label] |= {name: round(figure, 3) for name, figure in figures.items()}
+        findings.carries[members[unseen & ~findings.suspects[members]]] = 0  # cleared; later models learn them
         if heard.conviction <= 0.5:
             _acquit(run, findings, label, members[unseen])
 
 
 def _acquit(run: Run, findings: Findings, label: int, suspects: torch.Tensor) -> None:
-    """What turned out to be natural is among the kept images again; no later look may take it for a new finding."""
+    """What turned out to be natural is kept again, from the next training on; no later look may take it for new."""
     findings.acquitted[suspects] = True
     findings.carries[run.labels == label] = 0
     del findings.convictions[label]
