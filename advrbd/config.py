@@ -144,9 +144,10 @@ class Config:
     """What a scan or a clean is told to do; the defaults need no knowledge of the data.
 
     ``looks``: how often at most the folder is looked at; after each look that found something, what was found is
-    taken out, and a fresh model says first whether it is natural; unless all of it is, it looks at the rest. A single
-    look is heard by nobody. ``control_share``: size of the control group, as a share of an average class.
-    ``controls``: how many are tried, in a look each, before the folder counts as unexamined.
+    taken out, and a fresh model says first whether it is natural. Unless all of it is, it looks at the rest; if so, at
+    the classes that have more groups in doubt. What a single look finds is heard by nobody. ``control_share``: size of
+    the control group, as a share of an average class. ``controls``: how many are tried, in a look each, before the
+    folder counts as unexamined.
     """
 
     model: str = "auto"

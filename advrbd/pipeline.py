@@ -1,6 +1,6 @@
 """The two jobs: ``scan`` says which files of a folder look poisoned, ``clean`` writes a folder without them.
 
-scan  = index the folder, decode it once, look until nothing more is found, report
+scan  = index the folder, decode it once, look until nothing is found that stands, report
 clean = scan (or take a report), relearn a model on what is kept, relabel the suspects with it, check, write
 """
 
