@@ -60,7 +60,7 @@ def test_the_affinity_of_a_suspect_taken_for_a_class_without_images_is_even(rows
 
 
 AMBIGUITY = 0.25  # convicts, and not for certain
-SHORT = TrainingSettings(epochs=12, minimum_steps=0, batch_size=32)
+SHORT = TrainingSettings(epochs=8, minimum_steps=0, batch_size=32)
 QUICK = Config(
     model="test_resnet",
     device="cpu",
