@@ -232,7 +232,7 @@ def scan_with(report: Report, monkeypatch, folder: Path, *options: str) -> int:
 )
 def test_exit_codes_of_a_scan(report, options, code, monkeypatch, tmp_path):
     assert scan_with(report, monkeypatch, tmp_path, *CSV, *options) == code
-    assert [path.name for path in tmp_path.iterdir()] == ["advrbd-report.csv"]
+    assert {path.name for path in tmp_path.iterdir()} == {"advrbd-report.csv", "data"}
 
 
 def test_a_report_on_stdout_is_all_that_is_there(monkeypatch, tmp_path, capfd):
@@ -240,7 +240,7 @@ def test_a_report_on_stdout_is_all_that_is_there(monkeypatch, tmp_path, capfd):
     captured = capfd.readouterr()
     assert len(json.loads(captured.out)["files"]) == 4
     assert "2 suspected of being poisoned; 1 could not be read" in captured.err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_could_not_look_is_said_aloud(monkeypatch, tmp_path, capfd):

@@ -73,8 +73,9 @@ main()
 )
 def test_streams_that_are_closed_or_full(command, code, stderr, tmp_path):
     (tmp_path / "scan.py").write_text(STUBBED)
-    (tmp_path / "run").mkdir()
-    line = command.format(advrbd=COMMAND, scan=f"{sys.executable} ../scan.py scan data -f csv")
+    for name in ("data", "run"):
+        (tmp_path / name).mkdir()
+    line = command.format(advrbd=COMMAND, scan=f"{sys.executable} ../scan.py scan ../data -f csv")
     environment = os.environ | {"PYTHONPATH": str(Path(advrbd.__file__).parents[1])}
     shell = ["bash", "-c", f"set -o pipefail; {line}"]
     done = subprocess.run(shell, cwd=tmp_path / "run", env=environment, capture_output=True, text=True, timeout=60)

@@ -219,3 +219,15 @@ def test_who_is_found_by_the_last_look_is_heard_as_well(monkeypatch, falsified, 
     assert torch.equal(found.acquitted.nonzero().flatten(), natural)
     assert found.looks == 2
     assert not found.exhausted
+
+
+def test_groups_that_still_wait_after_the_last_look_are_told(monkeypatch, falsified):
+    images, labels, group = falsified
+    natural = (labels == 5).nonzero().flatten()[::2]
+    hidden = (labels == 5).nonzero().flatten()[1::2]  # as natural, but nobody could say so
+    groups = (1, group), (2, natural), (2, hidden)
+    found, told, examined = found_when_sharp(monkeypatch, images, labels, *groups, looks=2)
+    assert examined[1] == [3, 5], told
+    assert found.verdicts[5] == CLEAN
+    assert found.exhausted
+    assert any("the last one allowed" in caution for caution in found.cautions)

@@ -71,7 +71,7 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
             only = waiting
         else:
             break
-    if last and stands:
+    if last and (stands or waiting):  # what waited behind an acquitted group wasn't cleared by that
         findings.exhausted = True
         what = f"look {findings.looks}, the last one allowed, still found suspects; there may be more"
         _caution(run, findings, what)
