@@ -88,14 +88,14 @@ def clean(
     budget = options.parse_size(memory_budget)
     save_model = save_model or Path(f"{out.resolve()}.safetensors")
 
-    from advrbd.data.sources import check, territory
+    from advrbd.data.sources import check_there, territory
 
     _check_before_work(territory(data, root), out, output, save_model)
     named = {"DATA": data, "--report": report, "--baseline": baseline, "--ignore-file": ignore_file}
     read = named | options.files_of_settings(config_file, no_config)
     options.check_inputs_kept({"--output": output, "--save-model": save_model}, read)
     known = accepted.gather(territory(data, root), baseline, ignore_file, no_config)
-    check(data)
+    check_there(data)
 
     from advrbd.config import Config, DecodingSettings, RelearningSettings
     from advrbd.pipeline import clean as run_clean

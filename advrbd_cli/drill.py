@@ -84,9 +84,9 @@ def drill(
     console.state.quiet, console.state.verbose = quiet, verbose
     _check_before_work(output, form, data)
 
-    from advrbd.data.sources import check
+    from advrbd.data.sources import check_there
 
-    check(data)
+    check_there(data)
 
     from advrbd.benchmark.drill import drill as run_drill
     from advrbd.benchmark.drill_report import meaning, passed, render

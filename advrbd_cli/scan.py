@@ -107,7 +107,7 @@ def scan(
     console.state.quiet, console.state.verbose = quiet, verbose
     options.check_resume(work_dir, resume)
 
-    from advrbd.data.sources import check, place, territory
+    from advrbd.data.sources import check_there, place, territory
 
     threshold, is_share = options.parse_fail_on(fail_on)
     target = None if output == "-" else Path(output or f"advrbd-report.{'txt' if form == 'table' else form or 'csv'}")
@@ -118,7 +118,7 @@ def scan(
     options.check_inputs_kept({"--output": target, "--html": html}, read)
     known = accepted.gather(territory(data, root), baseline, ignore_file, no_config)
     chosen = accepted.chosen_files(data, split, root, files_from, null)
-    check(data)
+    check_there(data)
 
     from advrbd.config import Config, DecodingSettings
     from advrbd.pipeline import scan as run_scan

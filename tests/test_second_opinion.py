@@ -19,7 +19,7 @@ from advrbd.method.separation import Split
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
 from advrbd.model.run import Run
-from advrbd.reports.report import CLEAN, POISONED
+from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS
 
 CLASSES, EACH, SIDE = 6, 40, 8
 
@@ -59,7 +59,6 @@ def test_the_affinity_of_a_suspect_taken_for_a_class_without_images_is_even(rows
     assert held_against(rows, suspects, 0) == 0.5
 
 
-AMBIGUITY = 0.25  # convicts, and not for certain
 SHORT = TrainingSettings(epochs=8, minimum_steps=0, batch_size=32)
 QUICK = Config(
     model="test_resnet",
@@ -74,13 +73,14 @@ def found_when_sharp(
     monkeypatch: pytest.MonkeyPatch,
     images: torch.Tensor,
     labels: torch.Tensor,
-    *groups: tuple[int, torch.Tensor],
+    *groups: tuple,
     looks: int = 4,
     doubtful: Sequence[int] = (),
     controls: Sequence[bool] = (True,),
 ):
-    """What the looks say of digits where the ``groups`` look planted: each from a certain look on, and positions of one
-    class. Besides, what was told, and the labels that each look examined.
+    """What the looks say of digits where the ``groups`` look planted: each from a certain look on, positions of one
+    class, and an ambiguity, if it isn't one that convicts. Besides, what was told, and the labels that each look
+    examined.
 
     Of the ``doubtful`` positions it isn't sure whether they carry what their group carries; ``controls``: whether each
     control that is planted is found.
@@ -90,16 +90,16 @@ def found_when_sharp(
 
     def separate(_outputs, shown, *_):
         examined.append([])
-        places = enumerate(int(labels[group[0]]) for _, group in groups)
+        places = enumerate(int(labels[group[0]]) for _, group, *_ in groups)
         members = {number: (label, (shown == label).nonzero().flatten()) for number, label in places}
         return tuple(Split(label, 2, at[10 * n : 10 * n + 10], 5.0, float(n)) for n, (label, at) in members.items())
 
     def examine(_run, _network, examples, split, *_):
         examined[-1].append(split.label)
-        since, group = groups[int(split.distance)]
+        since, group, ambiguity = (*groups[int(split.distance)], 0.25)[:3]
         inside = torch.isin(examples, group) & (since <= len(examined))
         probability = torch.where(torch.isin(examples, unsure), 0.5, 0.99) * inside
-        return Enhanced(split.label, probability, AMBIGUITY if 2 * inside.sum() > len(group) else 9.0)
+        return Enhanced(split.label, probability, ambiguity if 2 * inside.sum() > len(group) else 9.0)
 
     def find_control(*_):
         return next(lost_or_found)
@@ -231,3 +231,24 @@ def test_groups_that_still_wait_after_the_last_look_are_told(monkeypatch, falsif
     assert found.verdicts[5] == CLEAN
     assert found.exhausted
     assert any("the last one allowed" in caution for caution in found.cautions)
+
+
+def test_a_group_that_accuses_nobody_is_looked_at_once(monkeypatch, falsified):
+    images, labels, group = falsified
+    other = (labels == 3).nonzero().flatten()[::2]
+    barely = (1, group, 0.32), (1, other, 0.32)  # enough for the class, not for a file that isn't sure
+    found, told, examined = found_when_sharp(monkeypatch, images, labels, *barely, doubtful=range(len(labels)))
+    assert examined == [[3]], told  # a second look would see it again, and the other one wait behind it
+    assert found.verdicts[3] == POISONED
+    assert not found.suspects.any()
+    assert not found.exhausted
+
+
+def test_a_natural_group_hides_no_group_in_doubt(monkeypatch, falsified):
+    images, labels, group = falsified
+    natural = (labels == 3).nonzero().flatten()
+    natural = natural[~torch.isin(natural, group)][::2]
+    found, told, examined = found_when_sharp(monkeypatch, images, labels, (1, group, 0.38), (1, natural))
+    assert examined == [[3, 3], [3, 3]], told
+    assert torch.equal(found.acquitted.nonzero().flatten(), natural)
+    assert found.verdicts[3] == SUSPICIOUS

@@ -82,7 +82,7 @@ def layout_of(path: Path) -> str:
     return FOLDER
 
 
-def check(path: Path) -> None:
+def check_there(path: Path) -> None:
     """Raise ``DatasetError`` as ``index`` does where ``path`` is neither a folder nor a file of any layout: a slip that
     can be told before torch is imported, which takes seconds."""
     if layout_of(path) == FOLDER:

@@ -51,6 +51,7 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
         found, waiting = look(run, network, kept, config, findings, control, only)
         _merge(run, findings, kept, found)
         fresh, control, only, last = kept[found.suspects], None, None, findings.looks >= config.looks
+        waiting &= set(run.labels[fresh].tolist())  # what stays where it was would be in their way again
         if len(fresh):
             run.notify(Note(f"look {findings.looks}: {len(fresh)} suspects found and set aside"))
             if config.looks > 1:
@@ -95,7 +96,7 @@ def look(
     these classes alone. Beside what was found, the classes with groups that wait behind a sharp one: unexamined, or
     in doubt.
     """
-    run, shown = (control.run, torch.cat([examples, control.examples])) if control else (run, examples)
+    run, shown = _with_copies(run, examples, control)
     outputs, parts = run.predict(network, shown), partition(run, network, shown, config.partition)
     if control:
         findings.control_found = find_control(control, network, shown, outputs, parts, config)
@@ -129,10 +130,15 @@ def look(
 
 def _warmed_up(run: Run, examples: torch.Tensor, config: Config, control: Control | None) -> Network:
     """A fresh model that learned the ``examples`` for a short time, and the copies of a ``control``."""
-    run, examples = (control.run, torch.cat([examples, control.examples])) if control else (run, examples)
+    run, shown = _with_copies(run, examples, control)
     network = run.fresh_network()
-    run.train(network, examples, config.warm_up, "warm-up")
+    run.train(network, shown, config.warm_up, "warm-up")
     return network
+
+
+def _with_copies(run: Run, examples: torch.Tensor, control: Control | None) -> tuple[Run, torch.Tensor]:
+    """The ``examples`` and, after them, the copies of a ``control``, with the run that holds both."""
+    return (control.run, torch.cat([examples, control.examples])) if control else (run, examples)
 
 
 def _examine(
