@@ -110,6 +110,7 @@ class IdentificationSettings:
     affinity_slope: float = 12.0
     most_for: float = 1.2
     most_against: float = 3.0
+    stray_limit: float = 0.6
 
 
 @dataclass(frozen=True)

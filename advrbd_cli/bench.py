@@ -55,7 +55,7 @@ def run(
     preset: Annotated[
         Preset | None,
         typer.Option(
-            help="smoke: minutes, on digits; small: on a CPU, reckoned at 80 minutes on two cores with bfloat16; "
+            help="smoke: minutes, on digits; small: on a CPU, about an hour on two cores with bfloat16; "
             "paper: full size, for a GPU. What is given besides replaces what it says.",
             show_default=False,
         ),

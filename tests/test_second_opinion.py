@@ -22,6 +22,7 @@ from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS
 
 CLASSES, EACH, SIDE = 6, 40, 8
+NEVER = 99
 
 
 @pytest.fixture
@@ -78,21 +79,31 @@ def found_when_sharp(
     doubtful: Sequence[int] = (),
     controls: Sequence[bool] = (True,),
 ):
-    """What the looks say of digits where the ``groups`` look planted: each from a certain look on, positions of one
-    class, and an ambiguity, if it isn't one that convicts. Besides, what was told, and the labels that each look
-    examined.
+    """What the looks say of digits where the ``groups`` look planted: each from a certain look on (or ``NEVER``),
+    positions of one class, and an ambiguity, if it isn't one that convicts. Besides, what was told, and the labels that
+    each look examined.
 
     Of the ``doubtful`` positions it isn't sure whether they carry what their group carries; ``controls``: whether each
     control that is planted is found.
     """
     told, examined, lost_or_found = list[str](), list[list[int]](), iter(controls)
+    real_look, looked_at = advrbd.method.look.look, list[torch.Tensor]()
     unsure = torch.tensor(list(doubtful), dtype=torch.int64)
+
+    def look(run, network, examples, *rest):
+        looked_at.append(examples)
+        return real_look(run, network, examples, *rest)
 
     def separate(_outputs, shown, *_):
         examined.append([])
-        places = enumerate(int(labels[group[0]]) for _, group, *_ in groups)
-        members = {number: (label, (shown == label).nonzero().flatten()) for number, label in places}
-        return tuple(Split(label, 2, at[10 * n : 10 * n + 10], 5.0, float(n)) for n, (label, at) in members.items())
+        splits = []
+        for number, (since, group, *_) in enumerate(groups):
+            label = int(labels[group[0]])
+            at = (shown == label).nonzero().flatten()[10 * number : 10 * number + 10]
+            if since == NEVER:  # all that there is of it is what was cut out
+                at = torch.isin(looked_at[-1], group).nonzero().flatten()
+            splits.append(Split(label, 2, at, 5.0, float(number)))
+        return tuple(splits)
 
     def examine(_run, _network, examples, split, *_):
         examined[-1].append(split.label)
@@ -104,8 +115,9 @@ def found_when_sharp(
     def find_control(*_):
         return next(lost_or_found)
 
-    for name, stand_in in (("separate", separate), ("_examine", examine), ("find_control", find_control)):
-        monkeypatch.setattr(advrbd.method.look, name, stand_in)
+    for stand_in in (look, separate, find_control):
+        monkeypatch.setattr(advrbd.method.look, stand_in.__name__, stand_in)
+    monkeypatch.setattr(advrbd.method.look, "_examine", examine)
     generator = torch.Generator().manual_seed(0)
     spec = ModelSpec("test_resnet", 10, 16)
     notify = lambda event: told.append(event.message) if isinstance(event, Note) else None  # noqa: E731
@@ -252,3 +264,39 @@ def test_a_natural_group_hides_no_group_in_doubt(monkeypatch, falsified):
     assert examined == [[3, 3], [3, 3]], told
     assert torch.equal(found.acquitted.nonzero().flatten(), natural)
     assert found.verdicts[3] == SUSPICIOUS
+
+
+def test_what_a_trigger_hardly_shows_in_is_found_by_its_falsified_label(monkeypatch, falsified):
+    """White on white: nothing tells such files but that they stand apart in a class whose labels were falsified."""
+    images, labels, group = falsified
+    labels = labels.clone()
+    left = strangers(labels, 3, first=8)
+    left = left[~torch.isin(left, group)]
+    natural = ((labels == 3) & ~torch.isin(torch.arange(len(labels)), group)).nonzero().flatten()[:15]
+    labels[left] = 3
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group), (NEVER, left), (NEVER, natural))
+    accused = found.suspects.nonzero().flatten()
+    assert torch.isin(group, accused).all()
+    assert torch.isin(left, accused).float().mean() > 0.8, told
+    assert torch.isin(accused, torch.cat([group, left])).all(), told
+    assert (found.suggested[accused] >= 0).all()
+    assert found.looks == 2
+    assert sum("by their falsified label alone" in message for message in told) == 1
+
+
+def test_wrong_labels_alone_accuse_nobody(monkeypatch, falsified):
+    images, labels, group = falsified
+    labels = labels.clone()
+    wrong = strangers(labels, 7, first=8)
+    wrong = wrong[~torch.isin(wrong, group)]
+    labels[wrong] = 7  # no trigger among the sevens
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group), (NEVER, wrong))
+    assert torch.equal(found.suspects.nonzero().flatten(), group), told
+
+
+def test_strays_of_a_clean_label_attack_keep_their_label(monkeypatch, some_digits):
+    images, labels = some_digits
+    group, rest = (labels == 3).nonzero().flatten()[::2], (labels == 3).nonzero().flatten()[1::2]
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group, 0.01), (NEVER, rest))
+    assert torch.equal(found.suspects.nonzero().flatten(), group), told  # too sharp to be natural
+    assert found.evidence[3]["affinity"] > 0.8

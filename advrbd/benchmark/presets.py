@@ -28,10 +28,9 @@ EVERY_DEFENCE = tuple(name for name in DEFENCES if name != FIGURES and (INSTALLE
 SCANNED, CLEANED = (NO_ATTACK, "scan"), (NO_ATTACK, "scan", "advrbd")
 CIFAR, OTHERS = ("cifar10",), ("imagenette", "cifar100", "tiny-imagenet")
 
-# `small` has to end within 90 minutes on two cores with bfloat16. A unit of 3,000 images took 31 min 41 s there, more
-# than half of it in a dozen trainings of advrbd's own length, five of them cleanlab's; much of the rest has a length of
-# its own (examples/reproduce/experiments.md). So three units of 2,500 images should take 80 minutes, as long as those
-# trainings stay at 32 epochs, as they were then.
+# `small` has to end within 90 minutes on two cores with bfloat16; it took 54 (examples/reproduce/small.md), as long as
+# the dozen trainings of advrbd's own length, five of them cleanlab's, stay at 32 epochs. Much of the rest has a length
+# of its own, whatever the number of images.
 SMALL = Matrix(
     None,
     ("badnets", "blend", "tact"),

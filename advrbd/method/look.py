@@ -3,9 +3,11 @@
 A second look sees what the first one hid: another group, another class, a trigger that the first short training had
 hardly learned. Its model was trained without any suspect, so before it looks, it can say what the suspects really
 show. Where all of them turn out to be natural, nothing was hidden, and only what waited behind them needs a look.
+What stands apart in a convicted class at the end, without a trigger that tells it, is heard as well: its labels may be
+as false.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,17 +16,9 @@ from advrbd.events import Caution, Note
 from advrbd.method.control import Control, find_control, plant_control
 from advrbd.method.enhancement import Enhanced, enhance, mean_of
 from advrbd.method.findings import Findings
-from advrbd.method.identification import (
-    Identification,
-    for_groups,
-    identify,
-    is_certain,
-    is_sharp,
-    verdict_on,
-)
+from advrbd.method.hearing import hear_strays, hear_suspects, is_acquitted, is_falsified
+from advrbd.method.identification import Identification, for_groups, identify, is_certain, is_sharp
 from advrbd.method.partition import partition
-from advrbd.method.relearning import relabel
-from advrbd.method.second_opinion import affinity_to, second_opinion
 from advrbd.method.separation import Split, candidates, separate
 from advrbd.model.factory import Network
 from advrbd.model.inference import Predictions
@@ -32,6 +26,16 @@ from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, VERDICTS
 
 LEARNED = 0.3  # of the way from guessing the largest class to perfection, on the training images
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look saw: what it ``found``; the classes with groups ``waiting`` behind a sharp one, unexamined or in
+    doubt; the ``strays``, groups (int64 [K] each) without a trigger in classes whose labels were falsified."""
+
+    found: Identification
+    waiting: set[int]
+    strays: tuple[torch.Tensor, ...]
 
 
 def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
@@ -45,19 +49,21 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     findings, kept, planted = Findings.nothing(len(run.labels)), examples, 1
     control: Control | None = plant_control(run, kept, config)
     only: set[int] | None = None
+    strays: tuple[torch.Tensor, ...] = ()
     network = _warmed_up(run, kept, config, control)
     while True:
         findings.looks += 1
-        found, waiting = look(run, network, kept, config, findings, control, only)
-        _merge(run, findings, kept, found)
-        fresh, control, only, last = kept[found.suspects], None, None, findings.looks >= config.looks
-        waiting &= set(run.labels[fresh].tolist())  # what stays where it was would be in their way again
+        seen = look(run, network, kept, config, findings, control, only)
+        _merge(run, findings, kept, seen.found)
+        strays = seen.strays if only is None else strays
+        fresh, control, only, last = kept[seen.found.suspects], None, None, findings.looks >= config.looks
+        waiting = seen.waiting & set(run.labels[fresh].tolist())  # what stays where it was would be in their way again
         if len(fresh):
             run.notify(Note(f"look {findings.looks}: {len(fresh)} suspects found and set aside"))
             if config.looks > 1:
                 kept = examples[~findings.suspects[examples]]
                 network = _warmed_up(run, kept, config, None)
-                _hear_second_opinion(run, network, findings, examples, config)
+                hear_suspects(run, network, findings, examples, config)
         stands = bool(findings.suspects[fresh].any())
         if last:
             break
@@ -76,6 +82,9 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
         findings.exhausted = True
         what = f"look {findings.looks}, the last one allowed, still found suspects; there may be more"
         _caution(run, findings, what)
+    if strays:
+        kept = examples[~findings.suspects[examples] & ~torch.isin(examples, torch.cat(strays))]
+        hear_strays(run, _warmed_up(run, kept, config, None), findings, strays, kept, config)
     _admit_blindness(run, findings)
     return findings
 
@@ -88,13 +97,12 @@ def look(
     findings: Findings,
     control: Control | None,
     only: set[int] | None,
-) -> tuple[Identification, set[int]]:
+) -> Look:
     """The stages over the images ``examples`` (int64 [M]), which ``network`` was trained on; what limits them becomes a
     caution in ``findings``.
 
     With a ``control``, whether that was found decides whether this look could have seen anything. ``only``: examine
-    these classes alone. Beside what was found, the classes with groups that wait behind a sharp one: unexamined, or
-    in doubt.
+    these classes alone.
     """
     run, shown = _with_copies(run, examples, control)
     outputs, parts = run.predict(network, shown), partition(run, network, shown, config.partition)
@@ -112,20 +120,24 @@ def look(
     if only is not None:
         splits = tuple(split for split in splits if split.label in only)
         chosen = candidates(splits, config.separation)
-    sharp, in_doubt, waiting = set[int](), set[int](), set[int]()
+    sharp, in_doubt, waiting, strays = set[int](), set[int](), set[int](), list[torch.Tensor]()
     for split in chosen:
         if split.label in sharp:
             waiting.add(split.label)
             continue
         entry = _examine(run, network, examples, split, seeds, config)
-        if _is_acquitted(entry, examples, findings):
+        if is_acquitted(entry, examples, findings):
             continue
         enhanced.append(entry)
         if is_sharp(entry, config.identification):
             sharp.add(split.label)
-        elif not is_certain(entry, config.identification):
+            continue
+        if not is_certain(entry, config.identification):
             in_doubt.add(split.label)
-    return identify(labels, splits, tuple(enhanced), config.identification), waiting | sharp & in_doubt
+        if is_falsified(findings, split.label, config):
+            strays.append(examples[split.group])
+    found = identify(labels, splits, tuple(enhanced), config.identification)
+    return Look(found, waiting | sharp & in_doubt, tuple(strays))
 
 
 def _warmed_up(run: Run, examples: torch.Tensor, config: Config, control: Control | None) -> Network:
@@ -197,45 +209,6 @@ def _admit_blindness(run: Run, findings: Findings) -> None:
     if findings.blind:
         for label, verdict in findings.verdicts.items():
             findings.verdicts[label] = UNEXAMINED if verdict == CLEAN else verdict
-
-
-def _hear_second_opinion(
-    run: Run, network: Network, findings: Findings, examples: torch.Tensor, config: Config
-) -> None:
-    """Reconsider the classes convicted so far, now that ``network`` was trained without their suspects."""
-    kept = examples[~findings.suspects[examples]]
-    for label, first in list(findings.convictions.items()):
-        members = examples[run.labels[examples] == label]
-        unseen = findings.suspects[members]
-        if not unseen.any():
-            continue
-        said = run.infer(network, members, mirror=True)
-        seen = relabel(run, network, members[unseen], kept, config.relearning)
-        findings.suggested[members[unseen]], findings.confidence[members[unseen]] = seen
-        own, affinity = said.probabilities[:, label], affinity_to(label, said.logits[unseen], run, network, kept)
-        heard = second_opinion(findings.carries[members], first, own, unseen, affinity, config.identification)
-        findings.score[members] = heard.conviction * heard.carries
-        findings.suspects[members] = findings.score[members] > 0.5
-        findings.verdicts[label] = verdict_on(heard.conviction)
-        figures = {"denied": heard.denied, "affinity": affinity, "conviction": heard.conviction}
-        findings.evidence[label] |= {name: round(figure, 3) for name, figure in figures.items()}
-        findings.carries[members[unseen & ~findings.suspects[members]]] = 0  # cleared; later models learn them
-        if heard.conviction <= 0.5:
-            _acquit(run, findings, label, members[unseen])
-
-
-def _acquit(run: Run, findings: Findings, label: int, suspects: torch.Tensor) -> None:
-    """What turned out to be natural is kept again, from the next training on; no later look may take it for new."""
-    findings.acquitted[suspects] = True
-    findings.carries[run.labels == label] = 0
-    del findings.convictions[label]
-    run.notify(Note(f"{run.class_name(label)!r}: {len(suspects)} suspects acquitted; they show what their label says"))
-
-
-def _is_acquitted(entry: Enhanced, examples: torch.Tensor, findings: Findings) -> bool:
-    """Whether most of what carries what the group carries was acquitted before."""
-    carriers = examples[entry.probability > 0.5]
-    return 2 * int(findings.acquitted[carriers].sum()) > len(carriers)
 
 
 def _merge(run: Run, findings: Findings, kept: torch.Tensor, found: Identification) -> None:

@@ -1,0 +1,93 @@
+"""What a model that was trained without them says of suspects, and what that changes in the findings."""
+
+import torch
+
+from advrbd.config import Config
+from advrbd.events import Note
+from advrbd.method.enhancement import Enhanced
+from advrbd.method.findings import Findings
+from advrbd.method.identification import moved, verdict_on
+from advrbd.method.relearning import relabel
+from advrbd.method.second_opinion import affinity_to, second_opinion
+from advrbd.model.factory import Network
+from advrbd.model.run import Run
+
+
+def hear_suspects(run: Run, network: Network, findings: Findings, examples: torch.Tensor, config: Config) -> None:
+    """Reconsider the classes convicted so far, now that ``network`` was trained on the ``examples`` (int64 [M]) without
+    their suspects."""
+    kept = examples[~findings.suspects[examples]]
+    for label, first in list(findings.convictions.items()):
+        members = examples[run.labels[examples] == label]
+        unseen = findings.suspects[members]
+        if not unseen.any():
+            continue
+        said = run.infer(network, members, mirror=True)
+        _suggest(run, network, findings, members[unseen], kept, config)
+        own, affinity = said.probabilities[:, label], affinity_to(label, said.logits[unseen], run, network, kept)
+        heard = second_opinion(findings.carries[members], first, own, unseen, affinity, config.identification)
+        findings.score[members] = heard.conviction * heard.carries
+        findings.suspects[members] = findings.score[members] > 0.5
+        findings.verdicts[label] = verdict_on(heard.conviction)
+        figures = {"denied": heard.denied, "affinity": affinity, "conviction": heard.conviction}
+        findings.evidence[label] |= {name: round(figure, 3) for name, figure in figures.items()}
+        findings.carries[members[unseen & ~findings.suspects[members]]] = 0  # cleared; later models learn them
+        if heard.conviction <= 0.5:
+            _acquit(run, findings, label, members[unseen])
+
+
+def is_acquitted(entry: Enhanced, examples: torch.Tensor, findings: Findings) -> bool:
+    """Whether most of what carries what the group carries was acquitted before."""
+    carriers = examples[entry.probability > 0.5]
+    return 2 * int(findings.acquitted[carriers].sum()) > len(carriers)
+
+
+def is_falsified(findings: Findings, label: int, config: Config) -> bool:
+    """Whether the class was convicted, and for files whose label isn't theirs."""
+    if label not in findings.convictions:
+        return False
+    return findings.evidence[label].get("affinity", 1.0) < config.identification.affinity_limit
+
+
+def hear_strays(
+    run: Run,
+    network: Network,
+    findings: Findings,
+    groups: tuple[torch.Tensor, ...],
+    kept: torch.Tensor,
+    config: Config,
+) -> None:
+    """Accuse those ``groups`` (int64 [K] each, of a class whose labels were falsified) that are no more what their
+    label says than its suspects; ``network`` was trained on the images ``kept`` (int64 [M]) alone.
+
+    A trigger that changes nothing, white on white, can't tell them; that they were mislabelled can. Of a group those
+    are accused whose label the model denies. A class that nobody convicted has no strays: there, a group without
+    affinity is label noise.
+    """
+    settings = config.identification
+    for group in groups:
+        label = int(run.labels[group[0]])
+        said = run.infer(network, group, mirror=True)
+        affinity = affinity_to(label, said.logits, run, network, kept)
+        weight = settings.affinity_slope * (settings.stray_limit - affinity)
+        score = findings.evidence[label]["conviction"] * float(moved(torch.tensor(0.5), weight))
+        accused = group[said.probabilities[:, label] < 0.5]
+        if score > 0.5 and len(accused):
+            findings.score[accused], findings.suspects[accused] = score, True
+            _suggest(run, network, findings, accused, kept, config)
+            run.notify(Note(f"{run.class_name(label)!r}: {len(accused)} more suspects, by their falsified label alone"))
+
+
+def _suggest(
+    run: Run, network: Network, findings: Findings, suspects: torch.Tensor, kept: torch.Tensor, config: Config
+) -> None:
+    seen = relabel(run, network, suspects, kept, config.relearning)
+    findings.suggested[suspects], findings.confidence[suspects] = seen
+
+
+def _acquit(run: Run, findings: Findings, label: int, suspects: torch.Tensor) -> None:
+    """What turned out to be natural is kept again, from the next training on; no later look may take it for new."""
+    findings.acquitted[suspects] = True
+    findings.carries[run.labels == label] = 0
+    del findings.convictions[label]
+    run.notify(Note(f"{run.class_name(label)!r}: {len(suspects)} suspects acquitted; they show what their label says"))
