@@ -98,6 +98,8 @@ class IdentificationSettings:
     and 1 is looked into twice. ``even_odds``: the enhanced probability at which a file of a convicted class is as
     likely poisoned as not. ``affinity_limit``: the affinity of a class's suspects to their label that speaks neither
     for nor against a trigger; less of it moves the log-odds by up to ``most_for``, more by up to ``most_against``.
+    ``stray_limit``: the affinity at which a group that no trigger tells, in a class with falsified labels, is as likely
+    natural as not.
     """
 
     ambiguity_limit: float = 0.33

@@ -13,6 +13,8 @@ from advrbd.config import Config, PartitionSettings, SeparationSettings, Trainin
 from advrbd.data.pixels import Pixels
 from advrbd.events import Note
 from advrbd.method.enhancement import Enhanced
+from advrbd.method.findings import Findings
+from advrbd.method.hearing import strays_among
 from advrbd.method.look import find
 from advrbd.method.second_opinion import affinity_to
 from advrbd.method.separation import Split
@@ -266,37 +268,71 @@ def test_a_natural_group_hides_no_group_in_doubt(monkeypatch, falsified):
     assert found.verdicts[3] == SUSPICIOUS
 
 
-def test_what_a_trigger_hardly_shows_in_is_found_by_its_falsified_label(monkeypatch, falsified):
-    """White on white: nothing tells such files but that they stand apart in a class whose labels were falsified."""
+@pytest.fixture
+def left_over(falsified) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As ``falsified``, and the positions of more files that aren't the 3 that they are said to be."""
     images, labels, group = falsified
-    labels = labels.clone()
-    left = strangers(labels, 3, first=8)
+    left, labels = strangers(labels, 3, first=8), labels.clone()
     left = left[~torch.isin(left, group)]
-    natural = ((labels == 3) & ~torch.isin(torch.arange(len(labels)), group)).nonzero().flatten()[:15]
     labels[left] = 3
-    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group), (NEVER, left), (NEVER, natural))
+    return images, labels, group, left
+
+
+def true_threes(labels: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """Positions of the images with the label 3 that are none of the ``others``."""
+    members = (labels == 3).nonzero().flatten()
+    return members[~torch.isin(members, torch.cat(others))]
+
+
+def test_what_a_trigger_hardly_shows_in_is_found_by_its_falsified_label(monkeypatch, left_over):
+    """White on white: nothing tells such files but that they stand apart in a class whose labels were falsified."""
+    images, labels, group, left = left_over
+    natural = true_threes(labels, group, left)[:12]
+    groups = (1, group), (NEVER, left), (NEVER, torch.cat([left[::2], natural]).sort().values)
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, *groups)
     accused = found.suspects.nonzero().flatten()
     assert torch.isin(group, accused).all()
     assert torch.isin(left, accused).float().mean() > 0.8, told
     assert torch.isin(accused, torch.cat([group, left])).all(), told
-    assert (found.suggested[accused] >= 0).all()
+    assert (found.score[accused] > 0.5).all() and (found.suggested[accused] >= 0).all()
     assert found.looks == 2
+    assert found.evidence[3]["strays"] == len(accused) - len(group)  # nobody is counted twice
     assert sum("by their falsified label alone" in message for message in told) == 1
 
 
-def test_wrong_labels_alone_accuse_nobody(monkeypatch, falsified):
-    images, labels, group = falsified
-    labels = labels.clone()
-    wrong = strangers(labels, 7, first=8)
-    wrong = wrong[~torch.isin(wrong, group)]
-    labels[wrong] = 7  # no trigger among the sevens
-    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group), (NEVER, wrong))
+def test_a_class_is_not_taken_out_whole_to_be_heard(monkeypatch, left_over):
+    """A model that has seen nothing of a class denies all of its labels."""
+    images, labels, group, _ = left_over
+    all_others = true_threes(labels, group)
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group), (NEVER, all_others))
     assert torch.equal(found.suspects.nonzero().flatten(), group), told
 
 
-def test_strays_of_a_clean_label_attack_keep_their_label(monkeypatch, some_digits):
-    images, labels = some_digits
-    group, rest = (labels == 3).nonzero().flatten()[::2], (labels == 3).nonzero().flatten()[1::2]
-    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group, 0.01), (NEVER, rest))
-    assert torch.equal(found.suspects.nonzero().flatten(), group), told  # too sharp to be natural
-    assert found.evidence[3]["affinity"] > 0.8
+@pytest.fixture
+def convicted(left_over) -> tuple[Run, Findings, torch.Tensor, torch.Tensor]:
+    """A run and what is known where the class 3 was convicted for a group; that, and what it left behind."""
+    images, labels, group, left = left_over
+    findings = Findings.nothing(len(labels))
+    findings.suspects[group], findings.convictions[3] = True, 0.97
+    findings.evidence |= {3: {"affinity": 0.5, "conviction": 0.97}, 7: {}}
+    spec, generator = ModelSpec("test_resnet", 10, 16), torch.Generator().manual_seed(0)
+    return Run(Pixels(images), labels, spec, choose_device("cpu"), generator), findings, group, left
+
+
+def test_strays_are_only_in_classes_whose_labels_were_falsified(convicted):
+    run, findings, _, left = convicted
+    everything, sevens = torch.arange(len(run.labels)), (run.labels == 7).nonzero().flatten()[:12]
+    found = strays_among((sevens, left), run, findings, everything, QUICK)
+    assert [group.tolist() for group in found] == [left.tolist()]  # wrong labels among the sevens are no backdoor
+    findings.evidence[3]["affinity"] = 0.9
+    assert strays_among((left,), run, findings, everything, QUICK) == ()  # a clean-label attack has no false labels
+
+
+def test_strays_hold_nobody_who_was_accused_or_acquitted_meanwhile(convicted):
+    run, findings, group, left = convicted
+    everything = torch.arange(len(run.labels))
+    assert len(strays_among((left, left[::2]), run, findings, everything, QUICK)) == 1  # nobody is heard twice
+    findings.suspects[left[:5]] = findings.acquitted[left[5:8]] = True
+    (found,) = strays_among((torch.cat([group, left]),), run, findings, everything, QUICK)
+    assert torch.equal(found, left[8:])
+    assert strays_among((left[:17],), run, findings, everything, QUICK) == ()  # too few are left to stand apart

@@ -42,38 +42,55 @@ def is_acquitted(entry: Enhanced, examples: torch.Tensor, findings: Findings) ->
     return 2 * int(findings.acquitted[carriers].sum()) > len(carriers)
 
 
-def is_falsified(findings: Findings, label: int, config: Config) -> bool:
-    """Whether the class was convicted, and for files whose label isn't theirs."""
-    if label not in findings.convictions:
-        return False
-    return findings.evidence[label].get("affinity", 1.0) < config.identification.affinity_limit
+def strays_among(
+    groups: tuple[torch.Tensor, ...], run: Run, findings: Findings, examples: torch.Tensor, config: Config
+) -> tuple[torch.Tensor, ...]:
+    """Those of the ``groups`` (int64 [K] each, of one class, the most striking first) that a model has to be asked
+    about which was trained without them.
+
+    They lie in a class that was convicted for files whose labels weren't theirs: in any other, a group without
+    affinity is label noise. What was accused or acquitted meanwhile is no longer in them, no file is in two, and half
+    of what is left of a class stays, to learn the class from.
+    """
+    taken, strays = torch.zeros(len(run.labels), dtype=torch.bool), []
+    for group in groups:
+        label = int(run.labels[group[0]])
+        left = examples[(run.labels[examples] == label) & ~findings.suspects[examples]]
+        group = group[~(findings.suspects | findings.acquitted | taken)[group]]
+        few = len(group) < config.separation.minimum_group
+        most = 2 * (int(taken[left].sum()) + len(group)) > len(left)
+        affinity = findings.evidence[label].get("affinity", 1.0) if label in findings.convictions else 1.0
+        if not (few or most) and affinity < config.identification.affinity_limit:
+            taken[group] = True
+            strays.append(group)
+    return tuple(strays)
 
 
 def hear_strays(
     run: Run,
     network: Network,
     findings: Findings,
-    groups: tuple[torch.Tensor, ...],
+    strays: tuple[torch.Tensor, ...],
     kept: torch.Tensor,
     config: Config,
 ) -> None:
-    """Accuse those ``groups`` (int64 [K] each, of a class whose labels were falsified) that are no more what their
-    label says than its suspects; ``network`` was trained on the images ``kept`` (int64 [M]) alone.
+    """Accuse those of the ``strays`` that have no affinity to their label; ``network`` was trained on the images
+    ``kept`` (int64 [M]) alone.
 
-    A trigger that changes nothing, white on white, can't tell them; that they were mislabelled can. Of a group those
-    are accused whose label the model denies. A class that nobody convicted has no strays: there, a group without
-    affinity is label noise.
+    A trigger that changes nothing, white on white, can't tell them; that they were mislabelled can. Their score is the
+    probability that the class is poisoned and the group's labels are falsified. Of a group those are accused whose
+    label the model denies.
     """
     settings = config.identification
-    for group in groups:
+    for group in strays:
         label = int(run.labels[group[0]])
         said = run.infer(network, group, mirror=True)
-        affinity = affinity_to(label, said.logits, run, network, kept)
-        weight = settings.affinity_slope * (settings.stray_limit - affinity)
+        weight = settings.affinity_slope * (settings.stray_limit - affinity_to(label, said.logits, run, network, kept))
         score = findings.evidence[label]["conviction"] * float(moved(torch.tensor(0.5), weight))
         accused = group[said.probabilities[:, label] < 0.5]
         if score > 0.5 and len(accused):
             findings.score[accused], findings.suspects[accused] = score, True
+            findings.evidence[label]["strays"] = findings.evidence[label].get("strays", 0) + len(accused)
             _suggest(run, network, findings, accused, kept, config)
             run.notify(Note(f"{run.class_name(label)!r}: {len(accused)} more suspects, by their falsified label alone"))
 

@@ -16,7 +16,7 @@ from advrbd.events import Caution, Note
 from advrbd.method.control import Control, find_control, plant_control
 from advrbd.method.enhancement import Enhanced, enhance, mean_of
 from advrbd.method.findings import Findings
-from advrbd.method.hearing import hear_strays, hear_suspects, is_acquitted, is_falsified
+from advrbd.method.hearing import hear_strays, hear_suspects, is_acquitted, strays_among
 from advrbd.method.identification import Identification, for_groups, identify, is_certain, is_sharp
 from advrbd.method.partition import partition
 from advrbd.method.separation import Split, candidates, separate
@@ -31,11 +31,11 @@ LEARNED = 0.3  # of the way from guessing the largest class to perfection, on th
 @dataclass(frozen=True)
 class Look:
     """What one look saw: what it ``found``; the classes with groups ``waiting`` behind a sharp one, unexamined or in
-    doubt; the ``strays``, groups (int64 [K] each) without a trigger in classes whose labels were falsified."""
+    doubt; the ``dull`` groups, int64 [K] each, that were examined and that no trigger tells."""
 
     found: Identification
     waiting: set[int]
-    strays: tuple[torch.Tensor, ...]
+    dull: tuple[torch.Tensor, ...]
 
 
 def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
@@ -49,13 +49,13 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     findings, kept, planted = Findings.nothing(len(run.labels)), examples, 1
     control: Control | None = plant_control(run, kept, config)
     only: set[int] | None = None
-    strays: tuple[torch.Tensor, ...] = ()
+    dull: tuple[torch.Tensor, ...] = ()
     network = _warmed_up(run, kept, config, control)
     while True:
         findings.looks += 1
         seen = look(run, network, kept, config, findings, control, only)
         _merge(run, findings, kept, seen.found)
-        strays = seen.strays if only is None else strays
+        dull = seen.dull if only is None else dull
         fresh, control, only, last = kept[seen.found.suspects], None, None, findings.looks >= config.looks
         waiting = seen.waiting & set(run.labels[fresh].tolist())  # what stays where it was would be in their way again
         if len(fresh):
@@ -82,7 +82,7 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
         findings.exhausted = True
         what = f"look {findings.looks}, the last one allowed, still found suspects; there may be more"
         _caution(run, findings, what)
-    if strays:
+    if strays := strays_among(dull, run, findings, examples, config):
         kept = examples[~findings.suspects[examples] & ~torch.isin(examples, torch.cat(strays))]
         hear_strays(run, _warmed_up(run, kept, config, None), findings, strays, kept, config)
     _admit_blindness(run, findings)
@@ -120,7 +120,7 @@ def look(
     if only is not None:
         splits = tuple(split for split in splits if split.label in only)
         chosen = candidates(splits, config.separation)
-    sharp, in_doubt, waiting, strays = set[int](), set[int](), set[int](), list[torch.Tensor]()
+    sharp, in_doubt, waiting, dull = set[int](), set[int](), set[int](), list[torch.Tensor]()
     for split in chosen:
         if split.label in sharp:
             waiting.add(split.label)
@@ -134,10 +134,9 @@ def look(
             continue
         if not is_certain(entry, config.identification):
             in_doubt.add(split.label)
-        if is_falsified(findings, split.label, config):
-            strays.append(examples[split.group])
+        dull.append(examples[split.group])
     found = identify(labels, splits, tuple(enhanced), config.identification)
-    return Look(found, waiting | sharp & in_doubt, tuple(strays))
+    return Look(found, waiting | sharp & in_doubt, tuple(dull))
 
 
 def _warmed_up(run: Run, examples: torch.Tensor, config: Config, control: Control | None) -> Network:

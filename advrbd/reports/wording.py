@@ -57,6 +57,12 @@ FIGURES = {  # key in the evidence: name, format, meaning
         "another label. About 50 % where labels were falsified. Near 100 % the suspects are what their label says: "
         "natural, or a clean-label attack.",
     ),
+    "strays": (
+        "By their label alone",
+        "{:.0f} suspects",
+        "No trigger tells these, but they stand apart together, and their label is as false as that of the others: the "
+        "trigger may hardly show in them, white on white. The two figures above are without them.",
+    ),
     "bimodality": (
         "Gap between the two kinds of image",
         "{:.1f}",
