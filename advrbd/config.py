@@ -21,13 +21,16 @@ class TrainingSettings:
     """One pass through the training loop. ``shift`` is a share of the image's side, ``rise`` of the steps.
 
     Small folders get more epochs: until there are ``minimum_steps``, however many that takes, and until there are
-    ``enough_steps``, as long as they are no more than ``most_epochs``.
+    ``enough_steps``, as long as they are no more than ``most_epochs``. Large ones get fewer, at least
+    ``fewest_epochs``, where ``plenty_steps`` (0: any number) would be exceeded.
     """
 
     epochs: int = 16
     minimum_steps: int = 400
     enough_steps: int = 0
     most_epochs: int = 80
+    plenty_steps: int = 0
+    fewest_epochs: int = 8
     batch_size: int = 128
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
@@ -41,7 +44,10 @@ class TrainingSettings:
         batch_size = min(self.batch_size, count)
         steps = count // batch_size
         needed, better = math.ceil(self.minimum_steps / steps), math.ceil(self.enough_steps / steps)
-        return batch_size, steps, max(self.epochs, needed, min(better, self.most_epochs))
+        epochs = max(self.epochs, needed, min(better, self.most_epochs))
+        if self.plenty_steps:
+            epochs = min(epochs, max(self.fewest_epochs, self.plenty_steps // steps, needed))
+        return batch_size, steps, epochs
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ class Config:
     control_share: float = 0.1
     controls: int = 2
     decoding: DecodingSettings = field(default_factory=DecodingSettings)
-    warm_up: TrainingSettings = field(default_factory=TrainingSettings)
+    warm_up: TrainingSettings = field(default_factory=lambda: TrainingSettings(plenty_steps=3200))
     partition: PartitionSettings = field(default_factory=PartitionSettings)
     separation: SeparationSettings = field(default_factory=SeparationSettings)
     enhancement: EnhancementSettings = field(default_factory=EnhancementSettings)

@@ -16,6 +16,7 @@ from advrbd.model.inference import Batches
 from advrbd.model.run import Run
 
 BATCH = 256
+GPU_PIXELS = 2**21  # 2048 images of 32 px at once: a GPU that gets few waits for the processor
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ def partition(run: Run, network: Network, examples: torch.Tensor, settings: Part
 def _divergences(run: Run, network: Network, examples: torch.Tensor, settings: PartitionSettings) -> torch.Tensor:
     """The mean divergence float32 [M] of each image over the patches."""
     network.eval()
-    scores, batches = [], Batches(BATCH, run.device)
-    for chunk in examples.split(BATCH):
+    size = max(BATCH, GPU_PIXELS // run.pixels.size**2) if run.device.device.type == "cuda" else BATCH
+    scores, batches = [], Batches(size, run.device)
+    for chunk in examples.split(size):
         images = run.pixels.batch(chunk, run.device.device)
         drawn = [
             divergence(network, images, settings, run.device, run.generator, batches).cpu()

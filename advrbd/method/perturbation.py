@@ -41,7 +41,7 @@ def divergence(
     """
     size = images.shape[-1]
     mask = random_patches(len(images), size, max(1, round(settings.patch * size)), generator).to(images.device)
-    noise = torch.rand(images.shape, generator=generator).to(images.device)
+    noise = torch.rand(images.shape, generator=device.drawing(generator), device=images.device)
     start = settings.epsilon * (2 * noise - 1) * mask
     push = pushing(network, device, asdict(settings), batches)
     with handed_out(device, "push", network, settings=asdict(settings)):

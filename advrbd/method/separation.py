@@ -8,6 +8,7 @@ It learns from the core of the part, where hardly anything else lies: a tenth of
 
 import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from sklearn.cluster import KMeans
 from sklearn.covariance import ledoit_wolf
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 
 from advrbd.config import SeparationSettings
 from advrbd.model.inference import Outputs, Predictions
@@ -49,13 +51,22 @@ def separate(
     Classes with fewer than twice ``settings.minimum_group`` images are passed over. Features have to be finite.
     """
     whitened = _whiten(outputs.features, labels, seeds)
-    splits: list[Split] = []
+    cuts = []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()
         if len(members) >= 2 * settings.minimum_group:
-            for parts in settings.parts:
-                splits += _cut(whitened, members, label, parts, seeds, settings, generator)
-    return tuple(splits)
+            cuts += [(label, members, parts, _seed(generator)) for parts in settings.parts]
+
+    def cut(planned: tuple[int, torch.Tensor, int, int]) -> list[Split]:
+        label, members, parts, seed = planned
+        return _cut(whitened, members, label, parts, seeds, settings, seed)
+
+    # a class is too small for many threads to share it; the limit of BLAS is the process's, that of OpenMP the thread's
+    with (
+        threadpool_limits(1),
+        ThreadPoolExecutor(torch.get_num_threads(), initializer=threadpool_limits, initargs=(1,)) as pool,
+    ):
+        return tuple(split for splits in pool.map(cut, cuts) for split in splits)
 
 
 def candidates(splits: tuple[Split, ...], settings: SeparationSettings) -> tuple[Split, ...]:
@@ -105,6 +116,10 @@ def _whiten(features: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor) -
     return torch.linalg.solve_triangular(factor, centred.T, upper=False).T
 
 
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**31, (), generator=generator))
+
+
 def _cut(
     whitened: torch.Tensor,
     members: torch.Tensor,
@@ -112,13 +127,12 @@ def _cut(
     parts: int,
     seeds: torch.Tensor,
     settings: SeparationSettings,
-    generator: torch.Generator,
+    seed: int,
 ) -> list[Split]:
     """The groups of one class that ``parts`` clusters give; none where all of its images look alike to the model."""
     points = whitened[members]
     if len(points.unique(dim=0)) < parts:
         return []
-    seed = int(torch.randint(2**31, (), generator=generator))
     with warnings.catch_warnings():  # beside an outlier, rounding may leave fewer points than parts: some are empty
         warnings.simplefilter("ignore", ConvergenceWarning)
         cluster = KMeans(parts, n_init=settings.starts, random_state=seed).fit_predict(points.numpy())

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import joblib
 import torch
@@ -29,6 +30,13 @@ class Device:
         return torch.autocast(
             self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None and not vanish
         )
+
+    def drawing(self, generator: torch.Generator) -> torch.Generator:
+        """What draws many numbers on this device: ``generator`` itself on the CPU, elsewhere one that it seeds, since a
+        GPU would have to wait for a processor's."""
+        if self.device.type == "cpu":
+            return generator
+        return torch.Generator(self.device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
 
     def seeded(self, generator: torch.Generator) -> AbstractContextManager:
         """A context in which torch's global randomness (weights, dropout) comes from ``generator``, without a trace."""
@@ -132,10 +140,14 @@ def repeatable(device: Device) -> Iterator[None]:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic: Any = torch.utils.deterministic  # its one setting has no type
+    filled = deterministic.fill_uninitialized_memory
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*deterministic")  # nothing that the user could do about it
         torch.use_deterministic_algorithms(True, warn_only=True)
+        deterministic.fill_uninitialized_memory = False  # a kernel more for each tensor; none is read unset
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            deterministic.fill_uninitialized_memory = filled

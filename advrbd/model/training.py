@@ -23,6 +23,7 @@ from advrbd.model.device import Device, out_of_memory
 from advrbd.model.factory import Network
 from advrbd.model.helping import handed_out
 from advrbd.model.peers import ALONE
+from advrbd.model.recorded import Recorded, Step
 
 Targets = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 """Maps image indices [B] to class labels int64 [B], drawing from the generator where they are random."""
@@ -71,7 +72,7 @@ def train(
     batch_size, steps_per_epoch, epochs = settings.length(len(examples))
     device = device if objective is None else replace(device, peers=ALONE)
     size = {"batch_size": batch_size, "steps": epochs * steps_per_epoch}
-    learn = _learner(network, device, settings, objective or cross_entropy(settings.label_smoothing), **size)
+    learn = _learner(network, device, settings, objective, **size)
     shift = round(settings.shift * pixels.size)
 
     def step(indices: torch.Tensor) -> torch.Tensor:
@@ -108,7 +109,7 @@ def learning(
     """A helper's part in ``train``: a function that makes a step on its share of a batch, images and labels."""
     torch.manual_seed(seed + device.peers.rank)  # no two processes drop the same
     how = TrainingSettings(**settings)
-    learn = _learner(network.train(), device, how, cross_entropy(how.label_smoothing), batch_size, steps)
+    learn = _learner(network.train(), device, how, None, batch_size, steps)
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[()]:
         learn(images, labels)
@@ -118,26 +119,41 @@ def learning(
 
 
 def _learner(
-    network: Network, device: Device, settings: TrainingSettings, objective: Objective, batch_size: int, steps: int
+    network: Network,
+    device: Device,
+    settings: TrainingSettings,
+    objective: Objective | None,
+    batch_size: int,
+    steps: int,
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """A function that makes one of so many ``steps`` on a batch, of which it gets the share of this process, and
     returns the loss on all of it. Gradients are summed, so that all processes make the same step."""
     peers = device.peers
     if batch_size < peers.count:
         raise DeviceError(f"{peers.count} processes can't share batches of {batch_size} images; start fewer")
-    optimizer = _optimizer(network, settings, device)
+    half_precise = device.autocast_dtype is torch.float16
+    # an objective of somebody else may draw or decide something anew in each step
+    recorded = device.device.type == "cuda" and not half_precise and peers.count == 1 and objective is None
+    lowered = objective or cross_entropy(settings.label_smoothing)
+    optimizer = _optimizer(network, settings, device, recorded)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _triangle(steps, settings.rise))
-    scaler = torch.amp.GradScaler(device.device.type, enabled=device.autocast_dtype is torch.float16)
+    scaler = torch.amp.GradScaler(device.device.type, enabled=half_precise)
 
-    def learn(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def descend(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with device.autocast(), shared_batch_norm(peers):
-            loss = objective(network, images, labels) * (len(images) / batch_size)
+            loss = lowered(network, images, labels) * (len(images) / batch_size)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         loss = loss.detach()
         peers.add_([loss] + [each.grad for each in network.parameters() if each.grad is not None])
         scaler.step(optimizer)
         scaler.update()
+        return loss
+
+    step: Step = Recorded(descend) if recorded else descend
+
+    def learn(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = step(images, labels)
         schedule.step()
         return loss
 
@@ -150,13 +166,18 @@ def _triangle(steps: int, rise: float) -> Callable[[int], float]:
     return lambda step: min((step + 1) / top, max(0.0, (steps - step) / max(1, steps - top)))
 
 
-def _optimizer(network: Network, settings: TrainingSettings, device: Device) -> torch.optim.Optimizer:
+def _optimizer(network: Network, settings: TrainingSettings, device: Device, recorded: bool) -> torch.optim.Optimizer:
+    """Where its steps are ``recorded``, it reads the learning rate on the device, since a number would be kept."""
     decayed = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
     # in float16, fused SGD would take a step that overflowed for its first, and keep a momentum that was never written
-    fused = device.device.type == "cuda" and device.autocast_dtype is not torch.float16
+    fused = (device.device.type == "cuda" and device.autocast_dtype is not torch.float16) or None
+
+    def rate(number: float) -> float | torch.Tensor:
+        return torch.tensor(number, device=device.device) if recorded else number
+
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
         groups = [dict(params=decayed, weight_decay=settings.weight_decay), dict(params=plain, weight_decay=0.0)]
-        return torch.optim.SGD(groups, settings.learning_rate, momentum=0.9, nesterov=True, fused=fused or None)
+        return torch.optim.SGD(groups, rate(settings.learning_rate), momentum=0.9, nesterov=True, fused=fused)
     groups = [dict(params=decayed, weight_decay=0.05), dict(params=plain, weight_decay=0.0)]
-    return torch.optim.AdamW(groups, settings.learning_rate / 100, fused=fused or None)
+    return torch.optim.AdamW(groups, rate(settings.learning_rate / 100), fused=fused, capturable=recorded)
