@@ -47,7 +47,7 @@ class Case:
     known: dict
     notify: Notify = ignore
 
-    @property
+    @cached_property
     def role(self) -> dict[str, str]:
         """What every file of the folder is: poison, cover, mislabelled or clean."""
         return {entry.path: entry.role for entry in self.planted}

@@ -11,6 +11,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from sklearn.covariance import ledoit_wolf
@@ -50,18 +51,19 @@ def separate(
 
     Classes with fewer than twice ``settings.minimum_group`` images are passed over. Features have to be finite.
     """
-    whitened = _whiten(outputs.features, labels, seeds)
+    whitened, is_seed = _whiten(outputs.features, labels, seeds).numpy(), seeds.numpy()
     cuts = []
     for label in labels.unique().tolist():
-        members = (labels == label).nonzero().flatten()
+        members = (labels == label).nonzero().flatten().numpy()
         if len(members) >= 2 * settings.minimum_group:
             cuts += [(label, members, parts, _seed(generator)) for parts in settings.parts]
 
-    def cut(planned: tuple[int, torch.Tensor, int, int]) -> list[Split]:
+    def cut(planned: tuple[int, np.ndarray, int, int]) -> list[Split]:
         label, members, parts, seed = planned
-        return _cut(whitened, members, label, parts, seeds, settings, seed)
+        return _cut(whitened[members], members, is_seed[members], label, parts, seed, settings)
 
-    # a class is too small for many threads to share it; the limit of BLAS is the process's, that of OpenMP the thread's
+    # A class is too small for several threads to share it. In numpy alone: torch would start its threads from each of
+    # these. The limit of BLAS is the process's, that of OpenMP the thread's.
     with (
         threadpool_limits(1),
         ThreadPoolExecutor(torch.get_num_threads(), initializer=threadpool_limits, initargs=(1,)) as pool,
@@ -121,43 +123,46 @@ def _seed(generator: torch.Generator) -> int:
 
 
 def _cut(
-    whitened: torch.Tensor,
-    members: torch.Tensor,
+    points: np.ndarray,
+    members: np.ndarray,
+    is_seed: np.ndarray,
     label: int,
     parts: int,
-    seeds: torch.Tensor,
-    settings: SeparationSettings,
     seed: int,
+    how: SeparationSettings,
 ) -> list[Split]:
-    """The groups of one class that ``parts`` clusters give; none where all of its images look alike to the model."""
-    points = whitened[members]
-    if len(points.unique(dim=0)) < parts:
+    """The groups of the class ``label`` that ``parts`` clusters of its ``points`` float64 [K, F] give; none where all
+    of its images look alike to the model.
+
+    ``members`` int64 [K] are their positions, ``is_seed`` bool [K] says which of them are seeds.
+    """
+    if all(len(np.unique(some, axis=0)) < parts for some in (points[: 8 * parts], points)):  # the second takes longer
         return []
     with warnings.catch_warnings():  # beside an outlier, rounding may leave fewer points than parts: some are empty
         warnings.simplefilter("ignore", ConvergenceWarning)
-        cluster = KMeans(parts, n_init=settings.starts, random_state=seed).fit_predict(points.numpy())
-    groups = [torch.from_numpy(cluster == number) for number in range(parts)]
+        cluster = KMeans(parts, n_init=how.starts, random_state=seed).fit_predict(points)
+    groups = [cluster == number for number in range(parts)]
     if parts == 2:
-        groups = groups[_foreign(groups, seeds[members]) :][:1]
-    largest = len(members) - settings.minimum_group if parts == 2 else len(members) // 2
+        groups = groups[_foreign(groups, is_seed) :][:1]
+    largest = len(members) - how.minimum_group if parts == 2 else len(members) // 2
     splits = []
     for inside in groups:
-        if settings.minimum_group <= inside.sum() <= largest:
+        if how.minimum_group <= inside.sum() <= largest:
             bimodality, distance = _apart(points[inside], points[~inside])
-            core = _core(points, inside, settings)
-            splits.append(Split(label, parts, members[core], bimodality, distance))
+            core = torch.from_numpy(members[_core(points, inside, how)])
+            splits.append(Split(label, parts, core, bimodality, distance))
     return splits
 
 
-def _core(points: torch.Tensor, inside: torch.Tensor, settings: SeparationSettings) -> torch.Tensor:
+def _core(points: np.ndarray, inside: np.ndarray, settings: SeparationSettings) -> np.ndarray:
     """Which of the ``points`` [K, F] inside of a part (``inside`` bool [K]) surely belong to it, as bool [K].
 
     Surely, by a mixture of two Gaussians of one width along the line between the part's mean and that of the rest,
     fitted from there. Where hardly anything is sure, the part as it is.
     """
-    axis = points[inside].mean(dim=0) - points[~inside].mean(dim=0)
-    along = (points @ axis / axis.norm().clamp_min(1e-12))[:, None].numpy()
-    sides = [~inside.numpy(), inside.numpy()]
+    axis = points[inside].mean(axis=0) - points[~inside].mean(axis=0)
+    along = (points @ axis / max(np.linalg.norm(axis), 1e-12))[:, None]
+    sides = [~inside, inside]
     width = sum(side.mean() * along[side].var() for side in sides)
     mixture = GaussianMixture(
         2,
@@ -169,21 +174,21 @@ def _core(points: torch.Tensor, inside: torch.Tensor, settings: SeparationSettin
     )
     with warnings.catch_warnings():  # one that is still moving is as good as any
         warnings.simplefilter("ignore", ConvergenceWarning)
-        sure = inside & torch.from_numpy(mixture.fit(along).predict_proba(along)[:, 1] > settings.sure)
-    return sure if int(sure.sum()) >= settings.minimum_group else inside
+        sure = inside & (mixture.fit(along).predict_proba(along)[:, 1] > settings.sure)
+    return sure if sure.sum() >= settings.minimum_group else inside
 
 
-def _apart(group: torch.Tensor, rest: torch.Tensor) -> tuple[float, float]:
+def _apart(group: np.ndarray, rest: np.ndarray) -> tuple[float, float]:
     """Ashman's D and the distance between the means of two sets of points [K, F] and [L, F]."""
-    axis = group.mean(dim=0) - rest.mean(dim=0)
-    distance = max(float(axis.norm()), 1e-12)
-    spread = sum(float((part @ axis / distance).var(correction=0)) for part in (group, rest))
+    axis = group.mean(axis=0) - rest.mean(axis=0)
+    distance = max(float(np.linalg.norm(axis)), 1e-12)
+    spread = sum(float((part @ axis / distance).var()) for part in (group, rest))
     return 2**0.5 * distance / max(spread, 1e-12) ** 0.5, distance
 
 
-def _foreign(halves: list[torch.Tensor], seeds: torch.Tensor) -> int:
+def _foreign(halves: list[np.ndarray], is_seed: np.ndarray) -> int:
     """Which of two halves is not the class: the one that the seeds, which are clean, avoid; else the smaller one."""
-    share = [float(seeds[half].float().mean()) for half in halves]
+    share = [float(is_seed[half].mean()) for half in halves]
     for number in (0, 1):
         if share[1 - number] > 2 * share[number]:
             return number

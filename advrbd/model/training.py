@@ -99,6 +99,7 @@ def train(
             speed = epoch * images_per_epoch / (time.perf_counter() - started)
             detail = f"epoch {epoch}/{epochs}, loss {mean_loss:.3f}, {speed:.0f} images/s"
             notify(Progress(stage, epoch * images_per_epoch, epochs * images_per_epoch, detail=detail))
+    network.zero_grad()  # recorded steps keep the gradients of the last one, and with them all of their memory
     network.eval()
     return mean_loss
 
