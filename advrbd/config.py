@@ -82,7 +82,9 @@ class SeparationSettings:
 class EnhancementSettings:
     """Algorithm 2. ``cleared``: the probability under which an image of the class joins the trusted ones.
 
-    Between the two ambiguities (undecided images per image on the class's smaller side) another round may help.
+    Between the two ambiguities (undecided images per image on the class's smaller side) another round may help. The
+    first half of a round ends it already if it is worse than ``hopeless_half``; for the group that stands out most, if
+    it has fewer than ``few`` images, and so little to be judged by, than ``hopeless_few``.
     ``own_share``: at least so many of the unlearned images are of the class itself.
     """
 
@@ -91,6 +93,9 @@ class EnhancementSettings:
     cleared: float = 0.1
     clear_ambiguity: float = 0.05
     hopeless_ambiguity: float = 0.65
+    hopeless_half: float = 0.65
+    hopeless_few: float = 1.0
+    few: int = 100
     own_share: float = 0.02
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(epochs=1, minimum_steps=0, learning_rate=0.05)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import Rows
 
-from advrbd.config import RelearningSettings, TrainingSettings
+from advrbd.config import Config, RelearningSettings, TrainingSettings
 from advrbd.data.pixels import Pixels
 from advrbd.method.relearning import relabel
 from advrbd.model.device import choose_device
@@ -90,6 +90,18 @@ def test_a_class_without_any_image_left_is_asked_plainly(images):
 )
 def test_the_clean_model_learns_a_small_folder_for_longer_within_limits(count, epochs):
     assert RelearningSettings().clean.length(count)[2] == epochs
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs"), [(500, 134), (2_500, 22), (10_000, 16), (25_000, 16), (30_000, 13), (50_000, 8), (10**6, 8)]
+)
+def test_large_folders_are_learned_in_fewer_passes(count, epochs):
+    assert Config().warm_up.length(count)[2] == epochs
+
+
+def test_what_is_needed_at_least_is_done_whatever_would_do():
+    settings = TrainingSettings(epochs=2, minimum_steps=1000, plenty_steps=100, fewest_epochs=1)
+    assert settings.length(1280) == (128, 10, 100)
 
 
 def test_a_training_is_as_long_as_its_settings_say(images):

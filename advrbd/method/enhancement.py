@@ -93,7 +93,7 @@ def _round(
         judged[side, members] = run.infer(expert, examples[members]).probabilities[:, label]
         if side == 0:
             unseen = judged[0, in_class & ~(own & (learned | unlearned))]
-            if (ambiguity := _ambiguity(unseen, settings)) > settings.hopeless_ambiguity:
+            if (ambiguity := _ambiguity(unseen, settings)) > settings.hopeless_half:
                 return Enhanced(label, judged[0], ambiguity)
     shown = in_class & (learned | unlearned)
     probability = torch.where(shown, judged[1 - half, torch.arange(len(examples))], judged.mean(dim=0))

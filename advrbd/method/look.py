@@ -125,7 +125,8 @@ def look(
         if split.label in sharp:
             waiting.add(split.label)
             continue
-        entry = _examine(run, network, examples, split, seeds, config)
+        how = patient(config, split) if split is chosen[0] else config
+        split, entry = _examine(run, network, examples, split, seeds, how)
         if is_acquitted(entry, examples, findings):
             continue
         enhanced.append(entry)
@@ -137,6 +138,14 @@ def look(
         dull.append(examples[split.group])
     found = identify(labels, splits, tuple(enhanced), config.identification)
     return Look(found, waiting | sharp & in_doubt, tuple(dull))
+
+
+def patient(config: Config, split: Split) -> Config:
+    """The settings for the group that stands out most: where it is small, one half tells little, and it gets more of
+    them. For all small groups that would double the work, and natural ones clear up, too, with the rounds."""
+    if len(split.group) >= config.enhancement.few:
+        return config
+    return replace(config, enhancement=replace(config.enhancement, hopeless_half=config.enhancement.hopeless_few))
 
 
 def _warmed_up(run: Run, examples: torch.Tensor, config: Config, control: Control | None) -> Network:
@@ -153,6 +162,21 @@ def _with_copies(run: Run, examples: torch.Tensor, control: Control | None) -> t
 
 
 def _examine(
+    run: Run, network: Network, examples: torch.Tensor, split: Split, seeds: torch.Tensor, config: Config
+) -> tuple[Split, Enhanced]:
+    """Enhance the group of ``split``, and unless that is surely planted, the other half of a cut in two as well: the
+    seeds say which of them is foreign, and say the wrong one where most of the class's seeds are poisoned.
+
+    Returns the clearer one, with what was cut the way round that it was examined.
+    """
+    entry, turned = _judged(run, network, examples, split, seeds, config), split.turned
+    if turned is None or (is_sharp(entry, config.identification) and is_certain(entry, config.identification)):
+        return split, entry
+    other = _judged(run, network, examples, turned, seeds, config)
+    return (turned, other) if other.ambiguity < entry.ambiguity else (split, entry)
+
+
+def _judged(
     run: Run, network: Network, examples: torch.Tensor, split: Split, seeds: torch.Tensor, config: Config
 ) -> Enhanced:
     """Enhance, and where the answer is in doubt once more with other halves and draws; then the mean counts.

@@ -9,7 +9,7 @@ It learns from the core of the part, where hardly anything else lies: a tenth of
 import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from advrbd.model.inference import Outputs, Predictions
 class Split:
     """A part of the class ``label`` against the rest of it; ``group`` int64 [K], ascending, are the positions among the
     M images of its core, which would be planted. Masks of all splits would take memory by classes times images.
+    ``other`` is the same of the other half where the class was cut in two.
 
     ``parts``: into how many the class was cut. ``bimodality`` is Ashman's D along the line between part and rest
     (Ashman et al. 1994, AJ 108:2348; 2.65 for a halved Gaussian, higher = clearer), ``distance`` that between their
@@ -38,6 +39,12 @@ class Split:
     group: torch.Tensor
     bimodality: float
     distance: float
+    other: torch.Tensor | None = None
+
+    @property
+    def turned(self) -> "Split | None":
+        """The same cut with the halves' parts exchanged, if there is one."""
+        return None if self.other is None else replace(self, group=self.other, other=None)
 
 
 def separate(
@@ -149,8 +156,8 @@ def _cut(
     for inside in groups:
         if how.minimum_group <= inside.sum() <= largest:
             bimodality, distance = _apart(points[inside], points[~inside])
-            core = torch.from_numpy(members[_core(points, inside, how)])
-            splits.append(Split(label, parts, core, bimodality, distance))
+            core, other = (torch.from_numpy(members[_core(points, side, how)]) for side in (inside, ~inside))
+            splits.append(Split(label, parts, core, bimodality, distance, other if parts == 2 else None))
     return splits
 
 
