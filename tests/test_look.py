@@ -63,11 +63,11 @@ def examined(monkeypatch, first: float, second: float, other: torch.Tensor | Non
     """What the examination of ``PLANTED`` against ``other`` comes to, given the ambiguity of each, and what it took."""
     asked = []
 
-    def judged(_run, _network, _examples, split, *_):
+    def enhance(_run, _network, _examples, split, *_):
         asked.append(split.group)
         return Enhanced(1, torch.zeros(400), first if split.group is PLANTED else second)
 
-    monkeypatch.setattr(advrbd.method.look, "_judged", judged)
+    monkeypatch.setattr(advrbd.method.look, "enhance", enhance)
     split = Split(1, 2, PLANTED, 4.0, 6.0, other)
     return *_examine(None, None, torch.arange(400), split, torch.zeros(400), Config()), asked
 
@@ -81,13 +81,20 @@ def test_what_is_surely_planted_leaves_the_other_half_alone(monkeypatch):
 def test_of_two_halves_neither_of_them_clear_at_once_the_clearer_one_counts(monkeypatch, first):
     split, entry, asked = examined(monkeypatch, first, 0.07)
     assert (split.group is NATURAL, entry.ambiguity, len(asked)) == (True, 0.07, 2)
-    split, entry, asked = examined(monkeypatch, first, 0.9)
-    assert (split.group is PLANTED, entry.ambiguity, len(asked)) == (True, first, 2)
+    split, entry, _ = examined(monkeypatch, first, 0.9)
+    assert (split.group is PLANTED, entry.ambiguity) == (True, first)
+
+
+def test_only_a_doubtful_answer_is_asked_for_again_and_only_of_the_clearer_half(monkeypatch):
+    *_, asked = examined(monkeypatch, 0.3, 0.9)
+    assert [group is PLANTED for group in asked] == [True, False, True]
+    *_, asked = examined(monkeypatch, 0.8, 0.9)
+    assert [group is PLANTED for group in asked] == [True, False]
 
 
 def test_a_part_of_another_cut_is_examined_alone(monkeypatch):
     split, entry, asked = examined(monkeypatch, 0.3, 0.0, other=None)
-    assert (split.group is PLANTED, entry.ambiguity, len(asked)) == (True, 0.3, 1)
+    assert (split.group is PLANTED, entry.ambiguity, len(asked)) == (True, 0.3, 2)
 
 
 def test_the_first_group_is_given_up_later_where_it_is_small():

@@ -165,29 +165,25 @@ def _examine(
     run: Run, network: Network, examples: torch.Tensor, split: Split, seeds: torch.Tensor, config: Config
 ) -> tuple[Split, Enhanced]:
     """Enhance the group of ``split``, and unless that is surely planted, the other half of a cut in two as well: the
-    seeds say which of them is foreign, and say the wrong one where most of the class's seeds are poisoned.
+    seeds say which of them is foreign, and say the wrong one where most of the class's seeds are poisoned. Returns the
+    clearer one, with the split the way round that it was examined.
 
-    Returns the clearer one, with what was cut the way round that it was examined.
+    Where the answer is in doubt, it is asked for once more with other draws; then the mean counts. A natural group may
+    look sharp by luck, a planted one doesn't look natural twice.
     """
-    entry, turned = _judged(run, network, examples, split, seeds, config), split.turned
-    if turned is None or (is_sharp(entry, config.identification) and is_certain(entry, config.identification)):
-        return split, entry
-    other = _judged(run, network, examples, turned, seeds, config)
-    return (turned, other) if other.ambiguity < entry.ambiguity else (split, entry)
 
+    def enhanced(split: Split) -> Enhanced:
+        return enhance(run, network, examples, split, seeds, config.enhancement)
 
-def _judged(
-    run: Run, network: Network, examples: torch.Tensor, split: Split, seeds: torch.Tensor, config: Config
-) -> Enhanced:
-    """Enhance, and where the answer is in doubt once more with other halves and draws; then the mean counts.
-
-    A natural group may look sharp by luck, a planted one doesn't look natural twice.
-    """
-    entry = enhance(run, network, examples, split, seeds, config.enhancement)
-    if is_certain(entry, config.identification):
-        return entry
-    again = enhance(run, network, examples, split, seeds, config.enhancement)
-    return mean_of(entry, again)
+    entry, turned = enhanced(split), split.turned
+    surely_planted = is_sharp(entry, config.identification) and is_certain(entry, config.identification)
+    if turned is not None and not surely_planted:
+        other = enhanced(turned)
+        if other.ambiguity < entry.ambiguity:
+            split, entry = turned, other
+    if not is_certain(entry, config.identification):
+        entry = mean_of(entry, enhanced(split))
+    return split, entry
 
 
 def has_learned(accuracy: float, labels: torch.Tensor) -> bool:
