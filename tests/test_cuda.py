@@ -1,8 +1,5 @@
 """What only a GPU can show: the recorded steps train as plain ones do, and a whole scan finds what was planted."""
 
-import copy
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -52,18 +49,6 @@ def test_a_recorded_step_trains_as_a_plain_one(name):
     assert (statistics - plain_statistics).norm() < 0.05 * plain_statistics.norm()
     again = trained(name, None)
     assert torch.equal(again[0], moved)
-
-
-def test_recorded_steps_learn_with_the_rate_of_each_step():
-    """A rate kept from the recording would go on at the full rate where the schedule ends at zero."""
-    device = choose_device("cuda")
-    pixels, labels = drawn()
-    network = build(ModelSpec("test_resnet", 3, 16), device, torch.Generator().manual_seed(0))
-    before = copy.deepcopy(network.state_dict())
-    with_rate = replace(SETTINGS, learning_rate=0.0, weight_decay=0.0)
-    train(network, pixels, torch.arange(256), given(labels), with_rate, device, torch.Generator().manual_seed(1))
-    parameters = dict(network.named_parameters())
-    assert all(torch.equal(value, before[name]) for name, value in parameters.items())
 
 
 def test_a_step_that_reads_back_runs_as_it_is():

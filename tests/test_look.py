@@ -1,13 +1,16 @@
 """Which side of a cut is examined, and how patiently."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 import advrbd.method.look
+import advrbd.method.separation
 from advrbd.config import Config, SeparationSettings
 from advrbd.method.enhancement import Enhanced
+from advrbd.method.findings import Findings
 from advrbd.method.look import _examine, patient
 from advrbd.method.separation import Split, separate
 from advrbd.model.inference import Outputs
@@ -59,47 +62,83 @@ def test_only_a_class_cut_in_two_has_another_half(generator):
     assert all(split.turned is None for split in splits)
 
 
-def examined(monkeypatch, first: float, second: float, other: torch.Tensor | None = NATURAL):
-    """What the examination of ``PLANTED`` against ``other`` comes to, given the ambiguity of each, and what it took."""
+def examined(
+    monkeypatch,
+    first: float,
+    second: float,
+    other: torch.Tensor | None = NATURAL,
+    acquitted: torch.Tensor = NATURAL[:0],
+) -> tuple[list[tuple[str, float]], list[str]]:
+    """What stands after the examination of ``PLANTED`` and the half ``other``, with the ambiguity of each, and in which
+    order they were enhanced."""
     asked = []
 
     def enhance(_run, _network, _examples, split, *_):
-        asked.append(split.group)
-        return Enhanced(1, torch.zeros(400), first if split.group is PLANTED else second)
+        name = "planted" if split.group is PLANTED else "natural"
+        asked.append(name)
+        carriers = torch.zeros(400)
+        carriers[split.group] = 1.0
+        return Enhanced(1, carriers, first if name == "planted" else second)
 
     monkeypatch.setattr(advrbd.method.look, "enhance", enhance)
+    findings = Findings.nothing(400)
+    findings.acquitted[acquitted] = True
     split = Split(1, 2, PLANTED, 4.0, 6.0, other)
-    return *_examine(None, None, torch.arange(400), split, torch.zeros(400), Config()), asked
+    examples, seeds = torch.arange(400), torch.zeros(400, dtype=torch.bool)
+    judged = _examine(None, None, examples, split, seeds, Config(), findings, first=False)
+    return [("planted" if half.group is PLANTED else "natural", entry.ambiguity) for half, entry in judged], asked
 
 
 def test_what_is_surely_planted_leaves_the_other_half_alone(monkeypatch):
-    split, entry, asked = examined(monkeypatch, 0.01, 0.0)
-    assert (split.group is PLANTED, entry.ambiguity, len(asked)) == (True, 0.01, 1)
+    assert examined(monkeypatch, 0.01, 0.0) == ([("planted", 0.01)], ["planted"])
 
 
 @pytest.mark.parametrize("first", [0.3, 0.8])
-def test_of_two_halves_neither_of_them_clear_at_once_the_clearer_one_counts(monkeypatch, first):
-    split, entry, asked = examined(monkeypatch, first, 0.07)
-    assert (split.group is NATURAL, entry.ambiguity, len(asked)) == (True, 0.07, 2)
-    split, entry, _ = examined(monkeypatch, first, 0.9)
-    assert (split.group is PLANTED, entry.ambiguity) == (True, first)
+def test_unless_the_first_half_is_surely_planted_both_are_examined(monkeypatch, first):
+    judged, asked = examined(monkeypatch, first, 0.07)
+    assert judged == [("planted", first), ("natural", 0.07)]
+    assert asked == ["planted", "natural"]
 
 
 def test_only_a_doubtful_answer_is_asked_for_again_and_only_of_the_clearer_half(monkeypatch):
-    *_, asked = examined(monkeypatch, 0.3, 0.9)
-    assert [group is PLANTED for group in asked] == [True, False, True]
-    *_, asked = examined(monkeypatch, 0.8, 0.9)
-    assert [group is PLANTED for group in asked] == [True, False]
+    assert examined(monkeypatch, 0.3, 0.9)[1] == ["planted", "natural", "planted"]
+    assert examined(monkeypatch, 0.3, 0.2)[1] == ["planted", "natural", "natural"]
+    assert examined(monkeypatch, 0.8, 0.9)[1] == ["planted", "natural"]
+
+
+def test_an_acquitted_half_hides_the_other_one_no_more(monkeypatch):
+    judged, asked = examined(monkeypatch, 0.3, 0.01, acquitted=NATURAL)
+    assert judged == [("planted", 0.3)]
+    assert asked == ["planted", "natural", "planted"]
+    assert examined(monkeypatch, 0.01, 0.3, acquitted=PLANTED)[0] == [("natural", 0.3)]
+    assert examined(monkeypatch, 0.01, 0.3, acquitted=torch.arange(400))[0] == []
 
 
 def test_a_part_of_another_cut_is_examined_alone(monkeypatch):
-    split, entry, asked = examined(monkeypatch, 0.3, 0.0, other=None)
-    assert (split.group is PLANTED, entry.ambiguity, len(asked)) == (True, 0.3, 2)
+    assert examined(monkeypatch, 0.3, 0.0, other=None) == ([("planted", 0.3)], ["planted", "planted"])
 
 
-def test_the_first_group_is_given_up_later_where_it_is_small():
-    config, settings = Config(), Config().enhancement
+def test_a_small_group_is_given_up_later_where_patience_is_asked_for():
+    settings = Config().enhancement
     small = Split(1, 2, torch.arange(settings.few - 1), 4.0, 6.0)
-    patiently = replace(config, enhancement=replace(settings, hopeless_half=settings.hopeless_few))
-    assert patient(config, small) == patiently != config
-    assert patient(config, replace(small, group=torch.arange(settings.few))) == config
+    assert patient(settings, small) == replace(settings, hopeless_half=settings.hopeless_few) != settings
+    assert patient(settings, replace(small, group=torch.arange(settings.few))) == settings
+
+
+def test_the_classes_are_cut_side_by_side_and_alike_by_any_number_of_threads(monkeypatch, generator):
+    labels = torch.arange(4).repeat_interleave(100)
+    outputs = Outputs(torch.zeros(400, 4), torch.randn(400, 10, generator=generator) + 5.0 * labels[:, None])
+    seeds, pools, real = torch.rand(400, generator=generator) < 0.2, [], ThreadPoolExecutor
+
+    def pool(workers: int, **how):
+        pools.append(workers)
+        return real(workers, **how)
+
+    def groups(threads: int) -> list[list[int]]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        own = torch.Generator().manual_seed(1)
+        return [split.group.tolist() for split in separate(outputs, labels, seeds, SeparationSettings(), own)]
+
+    monkeypatch.setattr(advrbd.method.separation, "ThreadPoolExecutor", pool)
+    assert groups(1) == groups(16) != []
+    assert pools == [1, 2]  # half of the images at once

@@ -54,8 +54,8 @@ def plant_control(run: Run, examples: torch.Tensor, config: Config) -> Control:
 def find_control(
     control: Control, network: Network, examples: torch.Tensor, outputs: Predictions, parts: Partition, config: Config
 ) -> bool:
-    """Whether the stages find the copies: as one of the groups they would examine, and with a sharp answer, in as many
-    rounds as a real group has.
+    """Whether the stages find the copies: as one of the groups they would examine, and with a sharp answer, with
+    no more patience than most real groups get, and from one side alone.
 
     ``network``, ``outputs`` and ``parts`` belong to the images ``examples`` (int64 [M]), the copies among them.
     """

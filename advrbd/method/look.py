@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from advrbd.config import Config
+from advrbd.config import Config, EnhancementSettings
 from advrbd.events import Caution, Note
 from advrbd.method.control import Control, find_control, plant_control
 from advrbd.method.enhancement import Enhanced, enhance, mean_of
@@ -125,27 +125,18 @@ def look(
         if split.label in sharp:
             waiting.add(split.label)
             continue
-        how = patient(config, split) if split is chosen[0] else config
-        split, entry = _examine(run, network, examples, split, seeds, how)
-        if is_acquitted(entry, examples, findings):
-            continue
-        enhanced.append(entry)
-        if is_sharp(entry, config.identification):
+        judged = _examine(run, network, examples, split, seeds, config, findings, first=split is chosen[0])
+        enhanced += [entry for _, entry in judged]
+        if any(is_sharp(entry, config.identification) for _, entry in judged):
             sharp.add(split.label)
+            if sum(not _is_natural(entry, config) for _, entry in judged) > 1:
+                waiting.add(split.label)
             continue
-        if not is_certain(entry, config.identification):
+        if not all(is_certain(entry, config.identification) for _, entry in judged):
             in_doubt.add(split.label)
-        dull.append(examples[split.group])
+        dull += [examples[half.group] for half, _ in judged]
     found = identify(labels, splits, tuple(enhanced), config.identification)
     return Look(found, waiting | sharp & in_doubt, tuple(dull))
-
-
-def patient(config: Config, split: Split) -> Config:
-    """The settings for the group that stands out most: where it is small, one half tells little, and it gets more of
-    them. For all small groups that would double the work, and natural ones clear up, too, with the rounds."""
-    if len(split.group) >= config.enhancement.few:
-        return config
-    return replace(config, enhancement=replace(config.enhancement, hopeless_half=config.enhancement.hopeless_few))
 
 
 def _warmed_up(run: Run, examples: torch.Tensor, config: Config, control: Control | None) -> Network:
@@ -162,28 +153,52 @@ def _with_copies(run: Run, examples: torch.Tensor, control: Control | None) -> t
 
 
 def _examine(
-    run: Run, network: Network, examples: torch.Tensor, split: Split, seeds: torch.Tensor, config: Config
-) -> tuple[Split, Enhanced]:
+    run: Run,
+    network: Network,
+    examples: torch.Tensor,
+    split: Split,
+    seeds: torch.Tensor,
+    config: Config,
+    findings: Findings,
+    first: bool,
+) -> list[tuple[Split, Enhanced]]:
     """Enhance the group of ``split``, and unless that is surely planted, the other half of a cut in two as well: the
-    seeds say which of them is foreign, and say the wrong one where most of the class's seeds are poisoned. Returns the
-    clearer one, with the split the way round that it was examined.
+    seeds say which of them is foreign, and say the wrong one where most of the class's seeds are poisoned. Returns what
+    was examined and isn't acquitted; of the ``first`` group that is examined at all, patiently.
 
-    Where the answer is in doubt, it is asked for once more with other draws; then the mean counts. A natural group may
-    look sharp by luck, a planted one doesn't look natural twice.
+    Where the clearest answer is in doubt, it is asked for once more with other draws; then the mean counts. A natural
+    group may look sharp by luck, a planted one doesn't look natural twice.
     """
 
-    def enhanced(split: Split) -> Enhanced:
-        return enhance(run, network, examples, split, seeds, config.enhancement)
+    def enhanced(half: Split) -> Enhanced:
+        settings = patient(config.enhancement, half) if first else config.enhancement
+        return enhance(run, network, examples, half, seeds, settings)
 
-    entry, turned = enhanced(split), split.turned
-    surely_planted = is_sharp(entry, config.identification) and is_certain(entry, config.identification)
-    if turned is not None and not surely_planted:
-        other = enhanced(turned)
-        if other.ambiguity < entry.ambiguity:
-            split, entry = turned, other
-    if not is_certain(entry, config.identification):
-        entry = mean_of(entry, enhanced(split))
-    return split, entry
+    limits, judged = config.identification, list[tuple[Split, Enhanced]]()
+    for half in (split, split.turned):
+        if half is None or any(is_sharp(entry, limits) and is_certain(entry, limits) for _, entry in judged):
+            continue
+        entry = enhanced(half)
+        if not is_acquitted(entry, examples, findings):
+            judged.append((half, entry))
+    if judged:
+        clearest = min(range(len(judged)), key=lambda number: judged[number][1].ambiguity)
+        half, entry = judged[clearest]
+        if not is_certain(entry, limits):
+            judged[clearest] = half, mean_of(entry, enhanced(half))
+    return judged
+
+
+def patient(settings: EnhancementSettings, split: Split) -> EnhancementSettings:
+    """The settings for the leader of the cut in two: where it is small, one half tells little, and it gets more of
+    them. For all small groups that would double the work, and natural ones clear up, too, with the rounds."""
+    small = len(split.group) < settings.few
+    return replace(settings, hopeless_half=settings.hopeless_few) if small else settings
+
+
+def _is_natural(entry: Enhanced, config: Config) -> bool:
+    """Whether it is certain that the group was not planted."""
+    return is_certain(entry, config.identification) and not is_sharp(entry, config.identification)
 
 
 def has_learned(accuracy: float, labels: torch.Tensor) -> bool:

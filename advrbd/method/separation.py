@@ -2,7 +2,8 @@
 
 A poisoned class is two populations under one label. In the penultimate features, whitened by the within-class
 covariance of the seeds (they stand in for the clean data that SCAn, arXiv:1908.00686, asks for), each class is cut in
-two, four and eight. How far a part stands apart says where to look; whether it was planted, only enhancement can tell.
+two, four and eight. How far a part stands apart says where to look; whether it was planted, only enhancement can tell,
+and of a class cut in two, which half: where a trigger is faint, most of its seeds may be poisoned.
 It learns from the core of the part, where hardly anything else lies: a tenth of strangers there blurs its answer.
 """
 
@@ -69,12 +70,16 @@ def separate(
         label, members, parts, seed = planned
         return _cut(whitened[members], members, is_seed[members], label, parts, seed, settings)
 
-    # A class is too small for several threads to share it. In numpy alone: torch would start its threads from each of
-    # these. The limit of BLAS is the process's, that of OpenMP the thread's.
+    # A class is too small for several threads to share it, so each has one to itself, for half of all images at once,
+    # since they are copied. In numpy alone: torch would start its threads from each of these. The limit of BLAS is the
+    # process's, that of OpenMP the thread's, and that of torch is the latter: its number is asked for before.
+    threads = max(1, min(torch.get_num_threads(), len(cuts) // (2 * len(settings.parts))))
     with (
+        warnings.catch_warnings(),  # here, since filters are the process's
         threadpool_limits(1),
-        ThreadPoolExecutor(torch.get_num_threads(), initializer=threadpool_limits, initargs=(1,)) as pool,
+        ThreadPoolExecutor(threads, initializer=threadpool_limits, initargs=(1,)) as pool,
     ):
+        warnings.simplefilter("ignore", ConvergenceWarning)
         return tuple(split for splits in pool.map(cut, cuts) for split in splits)
 
 
@@ -145,9 +150,8 @@ def _cut(
     """
     if all(len(np.unique(some, axis=0)) < parts for some in (points[: 8 * parts], points)):  # the second takes longer
         return []
-    with warnings.catch_warnings():  # beside an outlier, rounding may leave fewer points than parts: some are empty
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        cluster = KMeans(parts, n_init=how.starts, random_state=seed).fit_predict(points)
+    # it warns where rounding leaves fewer points than parts, beside an outlier: some parts are empty then
+    cluster = KMeans(parts, n_init=how.starts, random_state=seed).fit_predict(points)
     groups = [cluster == number for number in range(parts)]
     if parts == 2:
         groups = groups[_foreign(groups, is_seed) :][:1]
@@ -179,9 +183,8 @@ def _core(points: np.ndarray, inside: np.ndarray, settings: SeparationSettings) 
         precisions_init=[[1 / max(width, 1e-12)]],
         random_state=0,  # nothing is drawn where all starting points are given
     )
-    with warnings.catch_warnings():  # one that is still moving is as good as any
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        sure = inside & (mixture.fit(along).predict_proba(along)[:, 1] > settings.sure)
+    # it warns where it is still moving, which is as good as any
+    sure = inside & (mixture.fit(along).predict_proba(along)[:, 1] > settings.sure)
     return sure if sure.sum() >= settings.minimum_group else inside
 
 
@@ -194,7 +197,7 @@ def _apart(group: np.ndarray, rest: np.ndarray) -> tuple[float, float]:
 
 
 def _foreign(halves: list[np.ndarray], is_seed: np.ndarray) -> int:
-    """Which of two halves is not the class: the one that the seeds, which are clean, avoid; else the smaller one."""
+    """Which of two halves is not the class: the one that the seeds avoid, which mostly are clean; else the smaller."""
     share = [float(is_seed[half].mean()) for half in halves]
     for number in (0, 1):
         if share[1 - number] > 2 * share[number]:
