@@ -49,7 +49,7 @@ def data(digits_folder, tmp_path, monkeypatch) -> Path:
     for label in "0123":
         shutil.copytree(digits_folder / label, tmp_path / "clean" / label)
     plant(tmp_path / "clean", tmp_path / "data", BadNets(side=8), "0", 0.12)
-    monkeypatch.setattr(pipeline, "MINIMUM_IMAGES", 50)  # a quick scan leaves few to clean
+    monkeypatch.setattr(pipeline, "MINIMUM_IMAGES", 20)  # a quick scan leaves few to clean
     return tmp_path / "data"
 
 
