@@ -15,13 +15,13 @@ from advrbd.data.pixels import Pixels
 from advrbd.errors import AdvrbdError, DatasetError, DeviceError
 from advrbd.memory import Memory, choose_memory, free_memory, in_words
 from advrbd.method.perturbation import divergence
-from advrbd.model.device import choose_device
+from advrbd.model.device import Device
 from advrbd.model.factory import ModelSpec, build
 from advrbd.model.inference import Batches, infer, predict
 from advrbd.model.training import given, train
 from advrbd_cli.options import parse_size
 
-CPU = choose_device("cpu")
+CPU = Device(torch.device("cpu"), None, "in float32, since some processors round bfloat16 by the size of the batch")
 GIB = 2**30
 
 
