@@ -63,7 +63,8 @@ class PartitionSettings:
 
 @dataclass(frozen=True)
 class SeparationSettings:
-    """Into how many ``parts`` each class is cut, and how many of the clearest groups of each cut are ``examined``.
+    """Into how many ``parts`` each class is cut, and how many of the clearest groups of each cut are ``examined``; of a
+    cut in two the other half may be as well.
 
     A small planted group is no part of its own before a class is cut often enough. The numbers are those for up to
     ``classes`` classes and grow with them. A group smaller than ``minimum_group`` images can't be seen.
@@ -83,8 +84,8 @@ class EnhancementSettings:
     """Algorithm 2. ``cleared``: the probability under which an image of the class joins the trusted ones.
 
     Between the two ambiguities (undecided images per image on the class's smaller side) another round may help. The
-    first half of a round ends it already if it is worse than ``hopeless_half``; for the group that stands out most, if
-    it has fewer than ``few`` images, and so little to be judged by, than ``hopeless_few``.
+    first half of a round ends it already if it is worse than ``hopeless_half``; for the leader of the cut in two, if it
+    has fewer than ``few`` images, and so little to be judged by, than ``hopeless_few``.
     ``own_share``: at least so many of the unlearned images are of the class itself.
     """
 

@@ -75,7 +75,7 @@ def make_plan(
     held = memory.without(tables, len(index.files)).holds(pixels)
     before = _peak_so_far()
     speed = training_speed(network, spec, device, config)
-    batches = 2 * (_peak_so_far() - before)  # images are scored 256 at a time, and trained on half as many
+    batches = 2 * (_peak_so_far() - before)  # on a CPU, images are scored 256 at a time, and trained on half as many
     passes, groups, group_images = _passes(count, config), _groups(spec, config), _group_images(config)
     trained = passes["training"] + passes["scoring"] * _work_of_scoring(config) + passes["inference"] * FORWARD
     look = (count * trained + groups * group_images) / speed
@@ -139,8 +139,9 @@ def _work_of_scoring(config: Config) -> float:
 
 
 def _groups(spec: ModelSpec, config: Config) -> int:
-    """How many groups one look examines at most."""
-    return sum(config.separation.examined) * math.ceil(spec.class_count / config.separation.classes)
+    """How many groups one look examines at most: of a class that is cut in two, both halves."""
+    places = dict(zip(config.separation.parts, config.separation.examined, strict=True))
+    return (sum(places.values()) + places.get(2, 0)) * math.ceil(spec.class_count / config.separation.classes)
 
 
 def _group_images(config: Config) -> int:

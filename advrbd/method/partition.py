@@ -16,7 +16,7 @@ from advrbd.model.inference import Batches
 from advrbd.model.run import Run
 
 BATCH = 256
-GPU_PIXELS = 2**21  # 2048 images of 32 px at once: a GPU that gets few waits for the processor
+GPU_PIXELS = 2**21  # 2048 images of 32 px at once: a GPU that gets few waits for the processor; sets what is drawn, too
 
 
 @dataclass(frozen=True)
