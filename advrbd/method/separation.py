@@ -160,8 +160,9 @@ def _cut(
     for inside in groups:
         if how.minimum_group <= inside.sum() <= largest:
             bimodality, distance = _apart(points[inside], points[~inside])
-            core, other = (torch.from_numpy(members[_core(points, side, how)]) for side in (inside, ~inside))
-            splits.append(Split(label, parts, core, bimodality, distance, other if parts == 2 else None))
+            sides = (inside, ~inside) if parts == 2 else (inside,)
+            core, *other = (torch.from_numpy(members[_core(points, side, how)]) for side in sides)
+            splits.append(Split(label, parts, core, bimodality, distance, *other))
     return splits
 
 
