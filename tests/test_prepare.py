@@ -67,9 +67,11 @@ def test_nothing_is_changed_without_cuda(device):
 
 
 def test_with_cuda_torch_is_deterministic_where_it_can_be_and_silent_where_not():
-    before = settings()
+    before, filled = settings(), torch.utils.deterministic.fill_uninitialized_memory
     with pytest.raises(KeyError), repeatable(Device(torch.device("cuda"), None, "")):
         assert settings() == (True, True, True, False)
+        assert not torch.utils.deterministic.fill_uninitialized_memory
         torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))  # has no deterministic implementation
         raise KeyError
     assert settings() == before
+    assert torch.utils.deterministic.fill_uninitialized_memory == filled
