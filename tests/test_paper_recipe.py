@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from advrbd.attacks import BadNets
-from advrbd.baselines import BASELINES, NOTHING, PAPER_RECIPE, PaperRecipe
+from advrbd.baselines import BASELINES, NOTHING, PAPER_RECIPE, PaperRecipe, advrbd_paper
 from advrbd.baselines.advrbd_paper import learn_and_unlearn
 from advrbd.baselines.base import stage
 from advrbd.benchmark.digits import digits
@@ -217,10 +218,26 @@ def test_a_transformer_can_be_enhanced_too(run):
     assert own.infer(found.network, EXAMPLES[:8]).logits.isfinite().all()
 
 
-def test_enhancement_forgets_the_task_before_the_backdoor(run, undefended, planted):
-    """The premise of the paper, on an easy set: carriers keep their label while the other images lose theirs."""
-    found = recipe(rounds=3, steps=60).defend(again(run), EXAMPLES, undefended)
+def test_enhancement_forgets_the_task_before_the_backdoor_where_no_carrier_is_unlearned(
+    run, undefended, planted, monkeypatch
+):
+    """The premise of the paper, on an easy set: of a part without carriers, unlearned, all other images suffer first.
+
+    The recipe's own parts are no test of it: at this size they hold carriers or not by the processor's rounding, and
+    the result of one enhancement follows (examples/reproduce/experiments.md, "The paper's recipe on 400 digits").
+    """
+
+    def right(run, _network, examples, _settings):
+        return SimpleNamespace(divergence=(~planted[examples]) + torch.rand(len(examples), generator=run.generator))
+
+    monkeypatch.setattr(advrbd_paper, "partition", right)
     assert (said(run, undefended, EXAMPLES) == run.labels).float().mean() > 0.9
-    kept, lost = found.suspects[planted].float().mean(), 1 - found.suspects[~planted].float().mean()
-    assert lost > 0.2
-    assert kept > 1 - lost + 0.1
+    found = [area(recipe(rounds=3, steps=60), again(run, seed), undefended, planted) for seed in (1, 2, 3)]
+    assert sum(found) / len(found) > 0.85  # of 24 enhancements the lowest was .834, and chance is .5
+
+
+def area(paper: PaperRecipe, run: Run, network: Network, planted: torch.Tensor) -> float:
+    """The AUROC for "carries the trigger" of the loss of an image's own label after enhancement, lower for carriers."""
+    logits = run.infer(paper._enhanced(run, EXAMPLES, network), EXAMPLES).logits
+    losses = functional.cross_entropy(logits, run.labels, reduction="none")
+    return (losses[planted, None] < losses[~planted]).float().mean().item()
