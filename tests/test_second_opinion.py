@@ -92,9 +92,9 @@ def found_when_sharp(
     real_look, looked_at = advrbd.method.look.look, list[torch.Tensor]()
     unsure = torch.tensor(list(doubtful), dtype=torch.int64)
 
-    def look(run, network, examples, *rest):
-        looked_at.append(examples)
-        return real_look(run, network, examples, *rest)
+    def look(run, learned, *rest):
+        looked_at.append(learned.examples)
+        return real_look(run, learned, *rest)
 
     def separate(_outputs, shown, *_):
         examined.append([])
@@ -300,6 +300,16 @@ def test_what_a_trigger_hardly_shows_in_is_found_by_its_falsified_label(monkeypa
     assert found.looks == 2
     assert found.evidence[3]["strays"] == len(accused) - len(group)  # nobody is counted twice
     assert sum("by their falsified label alone" in message for message in told) == 1
+
+
+def test_strays_are_not_forgotten_over_a_look_at_another_class_alone(monkeypatch, left_over):
+    images, labels, group, left = left_over
+    fives = (labels == 5).nonzero().flatten()
+    groups = (1, group), (2, fives[::2]), (2, fives[1::2]), (NEVER, left)
+    found, told, examined = found_when_sharp(monkeypatch, images, labels, *groups)
+    assert examined[2] == [5], told  # what waited there behind a group that was acquitted
+    assert torch.isin(left, found.suspects.nonzero().flatten()).float().mean() > 0.8, told
+    assert found.evidence[3]["strays"] > 0
 
 
 def test_a_class_is_not_taken_out_whole_to_be_heard(monkeypatch, left_over):

@@ -51,6 +51,12 @@ def plant_control(run: Run, examples: torch.Tensor, config: Config) -> Control:
     return Control(extended, torch.arange(count, count + len(copies)), label)
 
 
+def with_copies(run: Run, examples: torch.Tensor, control: Control | None) -> tuple[Run, torch.Tensor]:
+    """The run that holds the folder and the copies of a ``control``; the images ``examples`` (int64 [M]) and, after
+    them, the copies."""
+    return (control.run, torch.cat([examples, control.examples])) if control else (run, examples)
+
+
 def find_control(
     control: Control, network: Network, examples: torch.Tensor, outputs: Predictions, parts: Partition, config: Config
 ) -> bool:

@@ -57,6 +57,10 @@ class Findings:
         """The worst of the classes' verdicts."""
         return worst(self.verdicts.values())
 
+    def unsuspected(self, examples: torch.Tensor) -> torch.Tensor:
+        """Those of the images ``examples`` (int64 [M]) that nothing is held against."""
+        return examples[~self.suspects[examples]]
+
 
 def as_report(index: FolderIndex, findings: Findings, run_block: dict) -> Report:
     """The report on the folder: a row per file, sorted by path, and a verdict per class."""

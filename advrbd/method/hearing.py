@@ -9,21 +9,21 @@ from advrbd.method.findings import Findings
 from advrbd.method.identification import moved, verdict_on
 from advrbd.method.relearning import relabel
 from advrbd.method.second_opinion import affinity_to, second_opinion
-from advrbd.model.factory import Network
+from advrbd.method.warm_up import Learned
 from advrbd.model.run import Run
 
 
-def hear_suspects(run: Run, network: Network, findings: Findings, examples: torch.Tensor, config: Config) -> None:
-    """Reconsider the classes convicted so far, now that ``network`` was trained on the ``examples`` (int64 [M]) without
-    their suspects."""
-    kept = examples[~findings.suspects[examples]]
+def hear_suspects(run: Run, learned: Learned, findings: Findings, examples: torch.Tensor, config: Config) -> None:
+    """Reconsider the classes convicted so far, now that a network ``learned`` those of the images ``examples``
+    (int64 [M]) that aren't suspected."""
+    network, kept = learned.network, learned.examples
     for label, first in list(findings.convictions.items()):
         members = examples[run.labels[examples] == label]
         unseen = findings.suspects[members]
         if not unseen.any():
             continue
         said = run.infer(network, members, mirror=True)
-        _suggest(run, network, findings, members[unseen], kept, config)
+        _suggest(run, learned, findings, members[unseen], config)
         own, affinity = said.probabilities[:, label], affinity_to(label, said.logits[unseen], run, network, kept)
         heard = second_opinion(findings.carries[members], first, own, unseen, affinity, config.identification)
         findings.score[members] = heard.conviction * heard.carries
@@ -67,21 +67,16 @@ def strays_among(
 
 
 def hear_strays(
-    run: Run,
-    network: Network,
-    findings: Findings,
-    strays: tuple[torch.Tensor, ...],
-    kept: torch.Tensor,
-    config: Config,
+    run: Run, learned: Learned, findings: Findings, strays: tuple[torch.Tensor, ...], config: Config
 ) -> None:
-    """Accuse those of the ``strays`` that have no affinity to their label; ``network`` was trained on the images
-    ``kept`` (int64 [M]) alone.
+    """Accuse those of the ``strays`` that have no affinity to their label, by a network that ``learned`` neither them
+    nor any suspect.
 
     A trigger that changes nothing, white on white, can't tell them; that they were mislabelled can. Their score is the
     probability that the class is poisoned and the group's labels are falsified. Of a group those are accused whose
     label the model denies.
     """
-    settings = config.identification
+    settings, network, kept = config.identification, learned.network, learned.examples
     for group in strays:
         label = int(run.labels[group[0]])
         said = run.infer(network, group, mirror=True)
@@ -91,14 +86,12 @@ def hear_strays(
         if score > 0.5 and len(accused):
             findings.score[accused], findings.suspects[accused] = score, True
             findings.evidence[label]["strays"] = findings.evidence[label].get("strays", 0) + len(accused)
-            _suggest(run, network, findings, accused, kept, config)
+            _suggest(run, learned, findings, accused, config)
             run.notify(Note(f"{run.class_name(label)!r}: {len(accused)} more suspects, by their falsified label alone"))
 
 
-def _suggest(
-    run: Run, network: Network, findings: Findings, suspects: torch.Tensor, kept: torch.Tensor, config: Config
-) -> None:
-    seen = relabel(run, network, suspects, kept, config.relearning)
+def _suggest(run: Run, learned: Learned, findings: Findings, suspects: torch.Tensor, config: Config) -> None:
+    seen = relabel(run, learned.network, suspects, learned.examples, config.relearning)
     findings.suggested[suspects], findings.confidence[suspects] = seen
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-import advrbd.method.look
 import advrbd.method.separation
 from advrbd.config import Config, SeparationSettings
 from advrbd.method.enhancement import Enhanced
+from advrbd.method.examination import examine_cut, patient
 from advrbd.method.findings import Findings
-from advrbd.method.look import _examine, patient
+from advrbd.method.hearing import is_acquitted
 from advrbd.method.separation import Split, separate
 from advrbd.model.inference import Outputs
 
@@ -63,7 +63,6 @@ def test_only_a_class_cut_in_two_has_another_half(generator):
 
 
 def examined(
-    monkeypatch,
     first: float,
     second: float,
     other: torch.Tensor | None = NATURAL,
@@ -73,49 +72,47 @@ def examined(
     order they were enhanced."""
     asked = []
 
-    def enhance(_run, _network, _examples, split, *_):
+    def enhance(split, _settings):
         name = "planted" if split.group is PLANTED else "natural"
         asked.append(name)
         carriers = torch.zeros(400)
         carriers[split.group] = 1.0
         return Enhanced(1, carriers, first if name == "planted" else second)
 
-    monkeypatch.setattr(advrbd.method.look, "enhance", enhance)
     findings = Findings.nothing(400)
     findings.acquitted[acquitted] = True
     split = Split(1, 2, PLANTED, 4.0, 6.0, other)
-    examples, seeds = torch.arange(400), torch.zeros(400, dtype=torch.bool)
-    judged = _examine(None, None, examples, split, seeds, Config(), findings, first=False)
+    judged = examine_cut(split, enhance, lambda entry: is_acquitted(entry, torch.arange(400), findings), Config())
     return [("planted" if half.group is PLANTED else "natural", entry.ambiguity) for half, entry in judged], asked
 
 
-def test_what_is_surely_planted_leaves_the_other_half_alone(monkeypatch):
-    assert examined(monkeypatch, 0.01, 0.0) == ([("planted", 0.01)], ["planted"])
+def test_what_is_surely_planted_leaves_the_other_half_alone():
+    assert examined(0.01, 0.0) == ([("planted", 0.01)], ["planted"])
 
 
 @pytest.mark.parametrize("first", [0.3, 0.8])
-def test_unless_the_first_half_is_surely_planted_both_are_examined(monkeypatch, first):
-    judged, asked = examined(monkeypatch, first, 0.07)
+def test_unless_the_first_half_is_surely_planted_both_are_examined(first):
+    judged, asked = examined(first, 0.07)
     assert judged == [("planted", first), ("natural", 0.07)]
     assert asked == ["planted", "natural"]
 
 
-def test_only_a_doubtful_answer_is_asked_for_again_and_only_of_the_clearer_half(monkeypatch):
-    assert examined(monkeypatch, 0.3, 0.9)[1] == ["planted", "natural", "planted"]
-    assert examined(monkeypatch, 0.3, 0.2)[1] == ["planted", "natural", "natural"]
-    assert examined(monkeypatch, 0.8, 0.9)[1] == ["planted", "natural"]
+def test_only_a_doubtful_answer_is_asked_for_again_and_only_of_the_clearer_half():
+    assert examined(0.3, 0.9)[1] == ["planted", "natural", "planted"]
+    assert examined(0.3, 0.2)[1] == ["planted", "natural", "natural"]
+    assert examined(0.8, 0.9)[1] == ["planted", "natural"]
 
 
-def test_an_acquitted_half_hides_the_other_one_no_more(monkeypatch):
-    judged, asked = examined(monkeypatch, 0.3, 0.01, acquitted=NATURAL)
+def test_an_acquitted_half_hides_the_other_one_no_more():
+    judged, asked = examined(0.3, 0.01, acquitted=NATURAL)
     assert judged == [("planted", 0.3)]
     assert asked == ["planted", "natural", "planted"]
-    assert examined(monkeypatch, 0.01, 0.3, acquitted=PLANTED)[0] == [("natural", 0.3)]
-    assert examined(monkeypatch, 0.01, 0.3, acquitted=torch.arange(400))[0] == []
+    assert examined(0.01, 0.3, acquitted=PLANTED)[0] == [("natural", 0.3)]
+    assert examined(0.01, 0.3, acquitted=torch.arange(400))[0] == []
 
 
-def test_a_part_of_another_cut_is_examined_alone(monkeypatch):
-    assert examined(monkeypatch, 0.3, 0.0, other=None) == ([("planted", 0.3)], ["planted", "planted"])
+def test_a_part_of_another_cut_is_examined_alone():
+    assert examined(0.3, 0.0, other=None) == ([("planted", 0.3)], ["planted", "planted"])
 
 
 def test_a_small_group_is_given_up_later_where_patience_is_asked_for():

@@ -1,0 +1,87 @@
+"""Stage 2 for all groups that stand out (ours, not the paper's): which are enhanced, how often, and which can wait."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from advrbd.config import Config, EnhancementSettings
+from advrbd.method.enhancement import Enhanced, mean_of
+from advrbd.method.identification import is_certain, is_sharp
+from advrbd.method.separation import Split
+
+Enhance = Callable[[Split, EnhancementSettings], Enhanced]
+"""Asks stage 2 about the group of a split."""
+
+
+@dataclass
+class Examined:
+    """What the examination of all groups gave: the answers that count (``enhanced``); the classes with groups
+    ``waiting`` behind a sharp one, unexamined or in doubt; the ``dull`` groups, as positions int64 [K] among the images
+    looked at, that were examined and that no trigger tells.
+    """
+
+    enhanced: list[Enhanced] = field(default_factory=list)
+    waiting: set[int] = field(default_factory=set)
+    dull: list[torch.Tensor] = field(default_factory=list)
+
+
+def examine(
+    chosen: tuple[Split, ...], ask: Enhance, is_acquitted: Callable[[Enhanced], bool], config: Config
+) -> Examined:
+    """Ask about each of the ``chosen`` groups in turn, except for those behind a sharp one of their class, which would
+    be in their way: they wait for the next look. What ``is_acquitted`` knows counts for nothing."""
+    limits, examined = config.identification, Examined()
+    sharp, in_doubt = set[int](), set[int]()
+    for split in chosen:
+        if split.label in sharp:
+            examined.waiting.add(split.label)
+            continue
+        judged = examine_cut(split, ask, is_acquitted, config, patiently=split is chosen[0])
+        examined.enhanced += [entry for _, entry in judged]
+        if any(is_sharp(entry, limits) for _, entry in judged):
+            sharp.add(split.label)
+            if sum(is_sharp(entry, limits) or not is_certain(entry, limits) for _, entry in judged) > 1:
+                examined.waiting.add(split.label)
+            continue
+        if not all(is_certain(entry, limits) for _, entry in judged):
+            in_doubt.add(split.label)
+        examined.dull += [half.group for half, _ in judged]
+    examined.waiting |= sharp & in_doubt
+    return examined
+
+
+def examine_cut(
+    split: Split, ask: Enhance, is_acquitted: Callable[[Enhanced], bool], config: Config, patiently: bool = False
+) -> list[tuple[Split, Enhanced]]:
+    """Enhance the group of ``split``, and unless that is surely planted, the other half of a cut in two as well: the
+    seeds say which of them is foreign, and say the wrong one where most of the class's seeds are poisoned. Returns what
+    was examined and isn't acquitted.
+
+    Where the clearest answer is in doubt, it is asked for once more with other draws; then the mean counts. A natural
+    group may look sharp by luck, a planted one doesn't look natural twice.
+    """
+
+    def enhance(half: Split) -> Enhanced:
+        return ask(half, patient(config.enhancement, half) if patiently else config.enhancement)
+
+    limits, judged = config.identification, list[tuple[Split, Enhanced]]()
+    for half in (split, split.turned):
+        if half is None or any(is_sharp(entry, limits) and is_certain(entry, limits) for _, entry in judged):
+            continue
+        entry = enhance(half)
+        if not is_acquitted(entry):
+            judged.append((half, entry))
+    if judged:
+        clearest = min(range(len(judged)), key=lambda number: judged[number][1].ambiguity)
+        half, entry = judged[clearest]
+        if not is_certain(entry, limits):
+            judged[clearest] = half, mean_of(entry, enhance(half))
+    return judged
+
+
+def patient(settings: EnhancementSettings, split: Split) -> EnhancementSettings:
+    """The settings for the leader of the cut in two: where it is small, one half tells little, and it gets more of
+    them. For all small groups that would double the work, and natural ones clear up, too, with the rounds."""
+    small = len(split.group) < settings.few
+    return replace(settings, hopeless_half=settings.hopeless_few) if small else settings
