@@ -102,7 +102,7 @@ def main() -> None:
             seconds = time.perf_counter() - started
             rates = {"tpr": found.true_positive_rate, "fpr": found.false_positive_rate, "auroc": found.auroc}
             rows.append({"name": name, "seconds": round(seconds, 2)} | rates)
-            print(f"{name}: {seconds:.1f} s", flush=True)
+            print(f"{name}: {seconds:.1f} s, AUROC {found.auroc:.4f}", flush=True)  # a long run may be cut off
     here, threads = machine(choose_device(given.device).device), torch.get_num_threads()
     print(f"\n{given.attack}, {rate:.1%} of {len(roles)} files; {here}, {threads} threads\n")
     print(table(rows))
