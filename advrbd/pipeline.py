@@ -223,7 +223,7 @@ def _repair(
     run: Run, index: FolderIndex, examples: torch.Tensor, findings: Findings, action: str, config: Config
 ) -> tuple[Network, tuple[Decision, ...], Result]:
     """Train the clean model on what is kept, let it say what the suspects show, decide on every file, and fine-tune."""
-    suspects, kept = findings.suspects.nonzero().flatten(), examples[~findings.suspects[examples]]
+    suspects, kept = findings.suspects.nonzero().flatten(), findings.unsuspected(examples)
     if len(kept) < MINIMUM_IMAGES or len(run.labels[kept].unique()) < 2:
         raise DatasetError(f"too little is left of {index.root} without the suspects: {len(kept)} files")
     network = relearn(run, kept, config.relearning)

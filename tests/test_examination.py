@@ -9,7 +9,7 @@ import torch
 import advrbd.method.separation
 from advrbd.config import Config, SeparationSettings
 from advrbd.method.enhancement import Enhanced
-from advrbd.method.examination import examine_cut, patient
+from advrbd.method.examination import examine, examine_cut, patient
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import is_acquitted
 from advrbd.method.separation import Split, separate
@@ -120,6 +120,20 @@ def test_a_small_group_is_given_up_later_where_patience_is_asked_for():
     small = Split(1, 2, torch.arange(settings.few - 1), 4.0, 6.0)
     assert patient(settings, small) == replace(settings, hopeless_half=settings.hopeless_few) != settings
     assert patient(settings, replace(small, group=torch.arange(settings.few))) == settings
+
+
+def test_only_the_first_group_of_all_is_asked_patiently():
+    patience = []
+
+    def natural(split, settings):
+        patience.append((split.label, settings.hopeless_half))
+        return Enhanced(split.label, torch.zeros(400), 9.0)
+
+    small = [Split(label, 2, torch.arange(20), 4.0, 6.0) for label in (1, 2)]
+    settings = Config().enhancement
+    examined = examine(tuple(small), natural, lambda _: False, Config())
+    assert patience == [(1, settings.hopeless_few), (2, settings.hopeless_half)]
+    assert (examined.waiting, len(examined.dull)) == (set(), 2)
 
 
 def test_the_classes_are_cut_side_by_side_and_alike_by_any_number_of_threads(monkeypatch, generator):

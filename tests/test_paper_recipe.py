@@ -233,7 +233,7 @@ def test_enhancement_forgets_the_task_before_the_backdoor_where_no_carrier_is_un
     monkeypatch.setattr(advrbd_paper, "partition", right)
     assert (said(run, undefended, EXAMPLES) == run.labels).float().mean() > 0.9
     found = [area(recipe(rounds=3, steps=60), again(run, seed), undefended, planted) for seed in (1, 2, 3)]
-    assert sum(found) / len(found) > 0.85  # of 24 enhancements the lowest was .834, and chance is .5
+    assert sum(found) / len(found) > 0.85  # single ones were .834 to 1.000, 8 networks; chance is .5
 
 
 def area(paper: PaperRecipe, run: Run, network: Network, planted: torch.Tensor) -> float:

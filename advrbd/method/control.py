@@ -52,8 +52,8 @@ def plant_control(run: Run, examples: torch.Tensor, config: Config) -> Control:
 
 
 def with_copies(run: Run, examples: torch.Tensor, control: Control | None) -> tuple[Run, torch.Tensor]:
-    """The run that holds the folder and the copies of a ``control``; the images ``examples`` (int64 [M]) and, after
-    them, the copies."""
+    """A run and the images ``examples`` (int64 [M]) in it; with a ``control``, the run that holds its copies as well,
+    and they come after the images."""
     return (control.run, torch.cat([examples, control.examples])) if control else (run, examples)
 
 

@@ -59,7 +59,8 @@ def examine_cut(
     was examined and isn't acquitted.
 
     Where the clearest answer is in doubt, it is asked for once more with other draws; then the mean counts. A natural
-    group may look sharp by luck, a planted one doesn't look natural twice.
+    group may look sharp by luck, a planted one doesn't look natural twice. ``patiently``: ``patient`` says how long a
+    small group is asked.
     """
 
     def enhance(half: Split) -> Enhanced:
