@@ -44,7 +44,7 @@ from advrbd.plan import Plan, make_plan
 from advrbd.preparation import MINIMUM_IMAGES, choose, prepare, usable
 from advrbd.reports.accepted import accept
 from advrbd.reports.report import Report
-from advrbd.reports.tables import fingerprint, read_report
+from advrbd.reports.tables import fingerprint_of, read_report
 from advrbd.version import __version__
 from advrbd.workdir import WorkDir
 from advrbd.writing import check_apart, check_target_folder
@@ -245,7 +245,7 @@ def _steps(
         yield run
         return
     same = {key: value for key, value in _run_block(run, config, 0).items() if key != "seconds"}
-    same |= {"versions": {name: version(name) for name in LIBRARIES}, "files": fingerprint(index.files)}
+    same |= {"versions": {name: version(name) for name in LIBRARIES}, "files": fingerprint_of(index)}
     with WorkDir(Path(work_dir), same, resume) as steps:
         if steps.kept:
             run.notify(Note(f"work directory: {steps.kept} steps of an interrupted run are there"))

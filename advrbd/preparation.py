@@ -64,14 +64,15 @@ def choose(
     Raises an ``AdvrbdError`` as ``prepare`` does.
     """
     index = sources.index(path, split, root)
-    if read_as := sources.told(index):
-        notify(Note(read_as))
+    for line in (sources.told(index), sources.told_ignored(index)):
+        if line:
+            notify(Note(line))
     device = choose_device(config.device)
     notify(Note(f"device: {device.reason}"))
     if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
         raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} images, too few to train the model on")
     side = pixels.typical_side(index, config.decoding)
-    name, arguments, size = choose_model(config.model, side, device, config.image_size)
+    name, arguments, size = choose_model(config.model, side, device, config.image_size, config.pretrained)
     spec = ModelSpec(name, len(index.classes), size, arguments=arguments, pretrained=config.pretrained)
     network = build(spec, device, torch.Generator())  # a model that doesn't fit is an error now, not after decoding
     notify(Note(f"model: {explain_choice(config.model, spec, side, device)}"))

@@ -91,7 +91,8 @@ class WorkDir(Steps):
             generator.set_state(tensors.pop(GENERATOR))
             return tensors
         tensors = compute()
-        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        # clones, since safetensors refuses layers of a model that share their memory
+        stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         write_whole(path, save(stored | {GENERATOR: generator.get_state()}))
         return tensors
 

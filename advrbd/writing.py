@@ -53,14 +53,18 @@ def write_together(files: Mapping[Path, bytes]) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def check_target_file(path: Path, source: Path) -> None:
-    """Refuse a file to be written that is a folder, has no folder to lie in, or lies inside the input."""
+def check_target_file(path: Path, source: Path, option: str) -> None:
+    """Refuse a file to be written, which ``option`` names, that is a folder or a device, has no folder to lie in, or
+    lies inside the input."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():  # the rename would put a file in the place of /dev/null
+        raise OutputError(f"{path} is a device or a pipe; give {option} the name of a file")
     _check_parent(path)
-    if path.resolve().is_relative_to(source.resolve()):
+    if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
         raise OutputError(
-            f"{path} lies inside the scanned folder {source}, which is never written to; put it elsewhere"
+            f"{path} lies inside the scanned folder {source}, which is never written to; name a place outside of it "
+            f"with {option}"
         )
 
 

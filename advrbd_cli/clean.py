@@ -95,7 +95,7 @@ def clean(
     read = named | options.files_of_settings(config_file, no_config)
     options.check_inputs_kept({"--output": output, "--save-model": save_model}, read)
     known = accepted.gather(territory(data, root), baseline, ignore_file, no_config)
-    check_there(data)
+    check_there(data, root)
 
     from advrbd.config import Config, DecodingSettings, RelearningSettings
     from advrbd.pipeline import clean as run_clean
@@ -156,11 +156,13 @@ def summarise(cleaned: "Cleaned", out: Path, output: Path, model: Path) -> None:
 def _check_before_work(territory: Path, out: Path, output: Path, model: Path) -> None:
     """Refuse what can't be written before an hour of training, not after."""
     from advrbd.errors import OutputError
-    from advrbd.writing import check_target_file
+    from advrbd.writing import check_apart, check_target_file
 
-    for target in (output, model):
-        if territory.is_dir():
-            check_target_file(target, territory)
+    if territory.exists():
+        check_apart(out, territory)
+    for target, option in ((output, "--output"), (model, "--save-model")):
+        if territory.exists():
+            check_target_file(target, territory, option)
         if target.resolve().is_relative_to(out.resolve()):
             raise OutputError(f"{target} lies inside {out}, which may hold only class folders; put it elsewhere")
     if model.resolve() == output.resolve():

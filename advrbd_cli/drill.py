@@ -175,5 +175,5 @@ def _check_before_work(output: str | None, form: Format | None, data: Path) -> N
         raise OutputError("--format says how to write a report, but none was asked for; add --output FILE, or -o -")
     if output == "-":
         console.check_stdout()
-    elif output is not None and data.is_dir():
-        check_target_file(Path(output), data)
+    elif output is not None and data.exists():
+        check_target_file(Path(output), data, "--output")

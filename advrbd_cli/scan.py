@@ -118,7 +118,7 @@ def scan(
     options.check_inputs_kept({"--output": target, "--html": html}, read)
     known = accepted.gather(territory(data, root), baseline, ignore_file, no_config)
     chosen = accepted.chosen_files(data, split, root, files_from, null)
-    check_there(data)
+    check_there(data, root)
 
     from advrbd.config import Config, DecodingSettings
     from advrbd.pipeline import scan as run_scan
@@ -144,15 +144,14 @@ def scan(
     if html is not None:
         from advrbd.reports.html import render_html
 
-        shown = data / split if split and data.is_dir() else data
-        write_whole(html, render_html(report, shown, max_pixels, place(data, split, root)))
+        named_by = _options({"--split": split, "--root": root})
+        write_whole(html, render_html(report, data, max_pixels, place(data, split, root), named_by))
     if target is None:
         console.to_stdout(rendered)
     summarise(report, target, html)
     if report.open_suspects:
         taken = ["--report", str(target)] if _readable(form, target) and chosen is None else []
-        options_given = {"--split": split, "--root": root, "--baseline": baseline, "--ignore-file": ignore_file}
-        taken += [text for name, value in options_given.items() if value for text in (name, str(value))]
+        taken += _options({"--split": split, "--root": root, "--baseline": baseline, "--ignore-file": ignore_file})
         console.say(f"next: {shlex.join(['advrbd', 'clean', str(data), *taken, '--out', 'CLEAN'])}")
 
     if strict and (report.unread or report.unexamined):
@@ -194,6 +193,11 @@ def _acceptance(report: "Report") -> str:
     return f", {count} of them accepted ({names})" if count else ""
 
 
+def _options(given: dict[str, Any]) -> list[str]:
+    """Those options that were given, as arguments again."""
+    return [text for name, value in given.items() if value for text in (name, str(value))]
+
+
 def _form_of(target: Path | None) -> options.Format:
     suffix = "" if target is None else target.suffix.lower().lstrip(".")
     return options.Format(suffix) if suffix in set(options.Format) else options.Format.csv
@@ -214,6 +218,6 @@ def _check_before_work(target: Path | None, page: Path | None, territory: Path) 
         raise OutputError("--html takes the name of a file; on stdout there is only the report of --output")
     if page is not None and target is not None and page.resolve() == target.resolve():
         raise OutputError(f"--html and --output both name {page}; give one of them another name")
-    for path in (target, page):
-        if path is not None and territory.is_dir():
-            check_target_file(path, territory)
+    for path, option in ((target, "--output"), (page, "--html")):
+        if path is not None and territory.exists():
+            check_target_file(path, territory, option)

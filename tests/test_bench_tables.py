@@ -120,6 +120,14 @@ def test_who_beats_advrbd_is_named():
     assert "in 1 of 1 attacks" in paper_tables(units[1:2])
 
 
+def test_a_contest_is_over_the_seeds_that_all_who_ran_share():
+    seeds = [
+        unit("badnets", seed=11, **with_models(rates(0.7, 0.9), rates(0.9), abl=rates(0.88, 0.0))),
+        unit("badnets", seed=12, **with_models(rates(0.7, 0.9), rates(0.8), abl={"error": "it diverged"})),
+    ]
+    assert "in 1 of 1 attacks" in paper_tables(seeds)
+
+
 def test_rates_of_detection_costs_and_failures_are_told():
     found = {"detection": {"tpr": 0.9, "fpr": 0.01, "auroc": 0.95}, "seconds": {"scan": 100.0}, "scan_peak_mb": 900}
     abl = rates(0.6, tpr=0.2, fpr=0.05, auroc=0.6, seconds=30, peak_mb=700)

@@ -129,6 +129,7 @@ POISON = ("poison", "../data", "--attack")
         ),
         pytest.param(("scan", "../data", *CSV, "-o", "../data/r.csv"), "inside the scanned folder", id="output inside"),
         pytest.param(("scan", "../data", *CSV, "-o", "no/r.csv"), "folder no doesn't exist", id="output nowhere"),
+        pytest.param(("scan", "../data", *CSV, "-o", "/dev/null"), "is a device or a pipe", id="output to a device"),
         pytest.param(("scan", "../data", *CSV, "--fail-on", "0"), "--fail-on takes", id="fail on none"),
         pytest.param(("scan", "../data", *CSV, "--fail-on", "101%"), "--fail-on takes", id="fail on too many"),
         pytest.param(("scan", "../data", "--bogus"), "--bogus", id="unknown option"),
@@ -195,6 +196,10 @@ FOUND = Report(
 )
 NOTHING = Report((FOUND.files[1],), (ClassVerdict("cat", 1, 0, CLEAN),))
 UNACCUSED = Report((FOUND.files[1],), (ClassVerdict("cat", 1, 0, POISONED),))
+PARTLY = Report(  # one class has a suspect, the other is poisoned without any
+    (FOUND.files[0], FileResult("dog/4.png", "dog", OK, "4" * 64, False, 0.0)),
+    (ClassVerdict("cat", 1, 1, POISONED), ClassVerdict("dog", 1, 0, POISONED)),
+)
 BLIND = Report((FOUND.files[1],), (ClassVerdict("cat", 1, 0, UNEXAMINED),))
 
 
@@ -218,6 +223,8 @@ def scan_with(report: Report, monkeypatch, folder: Path, *options: str) -> int:
         (NOTHING, ("--strict",), 0),
         (UNACCUSED, (), 1),
         (UNACCUSED, ("--exit-zero",), 0),
+        (PARTLY, ("--fail-on", "2"), 1),
+        (PARTLY, ("--fail-on", "2", "--exit-zero"), 0),
         (BLIND, (), 0),
         (BLIND, ("--strict",), 2),
         (FOUND, (), 1),

@@ -114,7 +114,7 @@ def test_classes_that_could_not_be_cut_are_named_with_the_reason(run):
     _check_separation(run, torch.tensor(labels), splits, Config(), found)
     few, alike = found.cautions
     assert few.startswith("1 classes have fewer than 20 images")
-    assert alike.startswith("in 1 classes all images look alike")
+    assert alike.startswith("in 1 classes no group of 10 images or more stands apart")
 
 
 def test_images_that_all_look_alike_are_not_cut():

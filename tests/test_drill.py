@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -59,7 +60,11 @@ def test_the_outcome(entry, outcome):
 @pytest.mark.parametrize(
     ("entries", "all_found", "said"),
     [
-        ([drilled(), drilled("sig")], True, "2 of 2 attacks that took were found: a scan of this folder sees badnets"),
+        (
+            [drilled(), replace(drilled("sig"), planted=8)],  # of 10 % asked for, where it had few sources
+            True,
+            "2 of 2 attacks that took were found: a scan of this folder sees badnets in 10 %, sig in 0.8 % of its",
+        ),
         ([drilled(), drilled("sig", 50)], False, "1 of 2 attacks that took was found, not sig (partly found): a clean"),
         ([drilled(), drilled("sig", 0, 0.1)], True, "sig did not take, so nothing is known of it"),
         ([drilled(found=0), drilled("sig", 0, 0.1)], False, "0 of 1 attacks that took were found, not badnets"),

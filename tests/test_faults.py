@@ -373,7 +373,7 @@ def read_only() -> Iterator[Path]:
 def test_a_read_only_target_is_refused_before_any_work(read_only):
     for check in (check_target_file, check_target_folder):
         with pytest.raises(OutputError, match="is read-only"):
-            check(read_only / "new", Path("/elsewhere"))
+            check(read_only / "new", Path("/elsewhere"), *(["--output"] if check is check_target_file else []))
     with pytest.raises(OutputError, match="Permission denied"):
         write_whole(read_only / "new", b"")
     with pytest.raises(WorkDirError, match="Permission denied"), WorkDir(read_only / "work", {}, resume=False):

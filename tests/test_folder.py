@@ -112,6 +112,15 @@ def test_a_split_that_is_no_sub_folder_is_refused(tmp_path, split):
         index(tmp_path / "data", split)
 
 
+def test_a_split_that_links_out_is_refused_and_one_that_links_inside_is_not(tmp_path):
+    make(tmp_path, "outside/a/1.png", "outside/b/1.png", "data/inner/a/1.png", "data/inner/b/1.png")
+    (tmp_path / "data" / "train").symlink_to(tmp_path / "outside")
+    (tmp_path / "data" / "val").symlink_to("inner")
+    with pytest.raises(DatasetError, match=r"is a link out of .*data, which isn't followed"):
+        index(tmp_path / "data", "train")
+    assert [file.path for file in index(tmp_path / "data", "val").files] == ["a/1.png", "b/1.png"]
+
+
 @pytest.fixture
 def two_classes(tmp_path) -> Path:
     root = tmp_path / "data"

@@ -23,6 +23,7 @@ from advrbd.config import Config, DecodingSettings
 from advrbd.data import files, pixels
 from advrbd.data.decoders import Decoders
 from advrbd.data.folder import NOT_A_FILE, OK, REFUSED_LINK, TOO_LARGE, UNREADABLE, VANISHED, index
+from advrbd.reading import open_regular
 from advrbd_cli.app import app
 
 VALID = originals()
@@ -269,6 +270,30 @@ def test_a_file_that_becomes_another_after_it_was_listed(place, good, change, st
     read, _ = pixels.load(listed, 16)
     found = {file.path: (file.status, file.sha256) for file in read.files}
     assert found["a/deep/file.png"] == (status, "")
+
+
+def test_a_folder_that_becomes_a_link_while_a_file_is_opened(place, good, monkeypatch):
+    outside = place.parent / "outside" / "file.png"
+    outside.parent.mkdir()
+    outside.write_bytes(good)
+    path = place / "a" / "deep" / "file.png"
+    path.parent.mkdir()
+    path.write_bytes(good)
+
+    def open_late(real):
+        replaced(path, "folder above", outside)
+        return open_regular(real)
+
+    monkeypatch.setattr(files, "open_regular", open_late)
+    assert files.read_file(path, str(place.resolve())) == (None, REFUSED_LINK, "")
+
+
+def test_a_path_that_cant_be_followed_costs_its_row_alone(place, monkeypatch):
+    def fail(_):
+        raise OSError(22, "Invalid argument")  # what Python 3.11 says of a link that is exchanged meanwhile
+
+    monkeypatch.setattr(files.os.path, "realpath", fail)
+    assert files.read_file(place / "a" / "1.png", str(place)) == (None, VANISHED, "")
 
 
 def test_a_file_that_grows_while_it_is_read_is_read_to_the_limit(place, monkeypatch):

@@ -571,7 +571,7 @@ def test_the_page_of_a_split_shows_the_splits_files(copy, monkeypatch):
     assert scan_with(report, monkeypatch, root.parent, "--split", "train", "--html", "page.html") == 1
     page = Page((root.parent / "page.html").read_bytes())
     assert len(page.pictures()) == 3 + PLANTED
-    assert page.text("pre") == "advrbd clean data/train --out CLEAN"
+    assert page.text("pre") == "advrbd clean data --split train --out CLEAN"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from advrbd.errors import DeviceError, ModelError
-from advrbd.model.device import choose_device
-from advrbd.model.factory import ModelSpec, build, choose_model
+from advrbd.model.device import Device, choose_device
+from advrbd.model.factory import ModelSpec, Network, build, choose_model
 
 CPU = choose_device("cpu")
 
@@ -29,6 +29,54 @@ def test_models_of_every_kind_take_small_images_and_their_features_are_what_the_
         assert features.ndim == 2
         assert torch.allclose(network.classify(features), network(images), atol=1e-5)
         assert network(images).shape == (2, 7)
+
+
+GPU = Device(torch.device("cuda"), None, "made up")  # for what chooses and doesn't compute
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "device", "pretrained", "expected"),
+    [
+        ("test_vit", 32, CPU, False, 32),
+        ("test_vit", 100, GPU, False, 112),
+        ("vit_tiny_patch16_224", 20, CPU, True, 32),
+        ("vit_small_patch14_dinov2", 100, GPU, False, 112),
+        ("vit_small_patch14_dinov2", 500, CPU, True, 70),
+        ("resnet18", 100, GPU, False, 104),
+    ],
+)
+def test_sizes_are_such_that_patches_cover_all_of_an_image(name, side, device, pretrained, expected):
+    assert choose_model(name, side, device, pretrained=pretrained)[2] == expected
+
+
+def seen_at_the_border(network: Network) -> bool:
+    """Whether the last row and the last column of an image make any difference."""
+    image = torch.rand(1, 3, network.spec.image_size, network.spec.image_size, requires_grad=True)
+    network.features(image)[0, 0].backward()
+    return bool(image.grad[..., -1, :].any() and image.grad[..., :, -1].any())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "whole"),
+    [("vit_tiny_patch16_224", 104, 112), ("test_vit", 61, 63), ("convmixer_768_32", 32, 35)],
+)
+def test_a_border_that_no_patch_covers_is_refused_with_a_size_that_is_covered(name, size, whole):
+    with pytest.raises(ModelError, match=f"right and bottom border, .* use --image-size {whole}"):
+        build(ModelSpec(name, 3, size), CPU, torch.Generator())
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_vit", 112), ("test_vit", 44), ("test_convnext", 72)])
+def test_what_is_built_sees_the_border(name, size):
+    assert seen_at_the_border(build(ModelSpec(name, 3, size), CPU, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [("volo_d1_224", 224, "answers otherwise than by one layer"), ("sequencer2d_s", 35, "doesn't take 35-pixel")],
+)
+def test_a_model_that_cant_be_used_as_it_is_is_refused(name, size, message):
+    with pytest.raises(ModelError, match=message):
+        build(ModelSpec(name, 3, size), CPU, torch.Generator())
 
 
 def test_the_stem_of_a_residual_net_keeps_small_images_and_halves_large_ones():

@@ -247,6 +247,10 @@ def test_raise_for_suspects():
         Report(nobody, MIXED.classes).raise_for_suspects()
     assert Report(nobody, MIXED.classes, whole_sha256=SHA).raise_for_suspects() is None  # others may be to blame
     assert Report(nobody, MIXED.classes[1:]).raise_for_suspects() is None
+    both = tuple(replace(entry, verdict=POISONED) for entry in MIXED.classes)
+    accepted = replace(MIXED.files[1], accepted_by="old.csv")
+    with pytest.raises(SuspectsFound, match="without any one file to accuse: dog"):  # whatever another class has
+        Report((*nobody, accepted), both).raise_for_suspects()
 
 
 @pytest.mark.parametrize(
@@ -373,15 +377,16 @@ FIRST = LISTED.files[0]
         with_file(LISTED, 0, replace(FIRST, sha256="cd" * 32)),
         with_file(LISTED, 0, replace(FIRST, path="cat/renamed.png")),
         with_file(LISTED, 5, replace(LISTED.files[5], status=OK, sha256=SHA)),
+        with_file(LISTED, 0, replace(FIRST, label=1)),
     ],
-    ids=["removed", "added", "changed", "renamed", "no link any more"],
+    ids=["removed", "added", "changed", "renamed", "no link any more", "labelled anew, as in a table"],
 )
 @pytest.mark.parametrize(("form", "all_files"), [("json", False), ("json", True), ("csv", True), ("jsonl", True)])
 def test_a_folder_that_changed_since_the_report_is_refused(tmp_path, form, all_files, changed):
     (tmp_path / f"r.{form}").write_bytes(render(MIXED, form, all_files))
     earlier = read_report(tmp_path / f"r.{form}")
     assert from_report(LISTED, earlier).suspects.sum() == 2
-    with pytest.raises(ReportError, match="some were added, removed or changed since; scan the folder again"):
+    with pytest.raises(ReportError, match="removed, changed or labelled anew since; scan the folder again"):
         from_report(changed, earlier)
 
 
@@ -389,7 +394,7 @@ def test_a_folder_that_changed_since_the_report_is_refused(tmp_path, form, all_f
 def test_a_file_that_could_not_be_read_then_but_can_be_now_was_never_scanned(tmp_path, form):
     slow = with_file(LISTED, 0, replace(FIRST, status=TOO_SLOW))
     report = Report(
-        tuple(FileResult(file.path, "cat", file.status, file.sha256) for file in slow.files),
+        tuple(FileResult(file.path, LISTED.class_name(file), file.status, file.sha256) for file in slow.files),
         (ClassVerdict("cat", 6, 0, CLEAN),),
     )
     (tmp_path / f"r.{form}").write_bytes(render(report, form))
@@ -436,14 +441,24 @@ def test_fingerprints_are_the_same_for_the_same_files_only(hashes):
     assert fingerprint(files) != fingerprint([replace(files[0], path=f"{files[0].path}x\n"), *files[1:]])
 
 
+def test_a_fingerprint_is_of_labels_too_where_paths_dont_say_them():
+    files = [FileResult("im/1.png", "cat", OK, SHA), FileResult("im/2.png", "dog", OK, SHA)]
+    swapped = [replace(files[0], label="dog"), replace(files[1], label="cat")]
+    assert fingerprint(files) == fingerprint(files[::-1]) != fingerprint(swapped)
+    lines = [FileResult("im/1.png\tcat", "dog", OK, SHA), FileResult("im/1.png", "cat\tdog", OK, SHA)]
+    assert fingerprint(lines[:1]) != fingerprint(lines[1:])  # no tab is left to take one for the other
+
+
 @pytest.mark.parametrize("form", ["csv", "json", "jsonl"])
-@given(st.dictionaries(file_paths, st.booleans(), min_size=1))
+@given(st.dictionaries(file_paths, st.tuples(st.booleans(), st.sampled_from(["cat", "=1+1", "'=x", ""])), min_size=1))
 def test_all_files_of_any_name_come_back_with_their_fingerprint(form, tmp_path_factory, suspected):
-    assume(not all(suspected.values()))
-    files = tuple(FileResult(path, path.split("/")[0], OK, SHA, flag, 0.5) for path, flag in suspected.items())
+    assume(not all(flag for flag, _ in suspected.values()))
+    files = tuple(
+        FileResult(path, label or path.split("/")[0], OK, SHA, flag, 0.5) for path, (flag, label) in suspected.items()
+    )
     place = tmp_path_factory.getbasetemp() / f"all.{form}"
     place.write_bytes(render(Report(files, ()), form, all_files=True))
-    suspects = {printable(path): SHA for path, flag in suspected.items() if flag}
+    suspects = {printable(path): SHA for path, (flag, _) in suspected.items() if flag}
     verdicts = {} if form == "json" else None
     assert read_report(place) == Earlier(suspects, fingerprint(files), verdicts=verdicts)
 
@@ -458,7 +473,7 @@ def test_clean_refuses_a_folder_that_a_file_was_added_to(tmp_path, digits_folder
     (data / "9" / "added.png").write_bytes((data / files[0].path).read_bytes() + b"other bytes")
     before, heard = snapshot(tmp_path), []
     config = Config(model="test_resnet", device="cpu")
-    with pytest.raises(ReportError, match="some were added, removed or changed since"):
+    with pytest.raises(ReportError, match="some were added, removed, changed or labelled anew since"):
         advrbd.clean(data, tmp_path / "out", config, report=tmp_path / report, notify=heard.append)
     assert snapshot(tmp_path) == before
     assert not [event for event in heard if isinstance(event, Caution)]

@@ -162,6 +162,18 @@ def test_the_file_is_numbers_and_a_header_and_no_pickle(saved):
     assert [begin for begin, _ in ranges] + [len(data) - start] == [0] + [end for _, end in ranges]
 
 
+def test_layers_that_share_their_weights_are_saved_all_the_same(tmp_path):
+    network = build(ModelSpec("coat_tiny", 3, 224), CPU, torch.Generator().manual_seed(0))
+    names = [name for name, tensor in network.backbone.state_dict().items() if tensor.ndim > 2]
+    weights = network.backbone.state_dict()
+    assert len({weights[name].data_ptr() for name in names}) < len(names)  # it does share some
+    save_model(tmp_path / "coat.safetensors", network, network.spec, CLASSES)
+    loaded, _ = load_model(tmp_path / "coat.safetensors")
+    images = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), network(images))
+
+
 def test_the_same_model_is_the_same_file(tmp_path):
     network = trained(SPECS["deep conv1"])
     files = [tmp_path / str(number) / "clean.safetensors" for number in range(6)]
@@ -224,6 +236,15 @@ LIES = [
     {"mean": [0.5]},
     {"mean": "abc"},
     {"classes": None},
+    {"classes": "abc"},
+    {"classes": {"a": 1, "b": 2, "c": 3}},
+    {"classes": [1, None, {}]},
+    {"arguments": {"channels": []}},
+    {"mean": [10**400] * 3},
+    {"std": [10**400] * 3},
+    {"mean": [1e308] * 3},
+    {"std": [0.0] * 3},
+    {"std": [-0.25] * 3},
     {"unheard": "of"},
 ]
 

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from advrbd.attacks.plant import plant
 from advrbd.config import Config
 from advrbd.data import archives, folder, pixels, sources
 from advrbd.data.folder import NOT_A_FILE, OK, REFUSED_LINK, TOO_LARGE, UNREADABLE, VANISHED, FolderIndex
-from advrbd.errors import DatasetError, OutputError
+from advrbd.errors import DatasetError, OutputError, ReportError
 from advrbd.method.gate import Check
 from advrbd.output import MANIFEST
 from advrbd.reading import inner_path
@@ -171,6 +172,51 @@ def test_a_zero_byte_in_a_name_of_a_zip_is_refused(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"a/2.pngZ.txt", b"a/2.png\0.txt"))
     with pytest.raises(DatasetError, match="leads elsewhere"):
         sources.index(path)
+
+
+def test_ignored_files_are_counted_by_their_endings(data):
+    (data / "1/notes.txt").unlink()
+    assert sources.told_ignored(sources.index(data)) is None
+    for name in ("0/1.gif", "0/2.GIF", "1/notes", "loose.png", "1/\x1b.a\x07b"):
+        (data / name).touch()
+    assert sources.told_ignored(sources.index(data)) == (
+        "5 files are ignored, as by torchvision's ImageFolder: .gif 2, .png 1, .a\\x07b 1, no ending 1 "
+        "(names don't end as images', or no class)"
+    )
+    table(data, "metadata.csv", ("file_name", "label"), ("0/0.png", "a"), ("1/0.png", "b"))
+    told = sources.told_ignored(sources.index(data))  # the images without a row are told by themselves
+    assert told.startswith("5 files are ignored") and ".csv 1" in told and ".png" not in told
+
+
+def extra_field(kind: int, data: bytes) -> bytes:
+    return struct.pack("<HH", kind, len(data)) + data
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "system"),
+    [
+        ("a/notes.txt", "a/2.png", 3),  # the field that Info-ZIP and Python from 3.12 on go by
+        ("a/2.png", "b/2.png", 3),
+        ("a\\2.png", None, 0),  # of DOS: Info-ZIP makes it a/2.png
+    ],
+)
+def test_a_member_with_two_names_refuses_the_archive(tmp_path, name, says, system):
+    member = zipfile.ZipInfo("a/2.png")
+    member.filename = member.orig_filename = name
+    member.create_system = system
+    if says:
+        other = struct.pack("<BI", 1, zlib.crc32(name.encode())) + says.encode()
+        member.extra = extra_field(0x5455, b"\1\0\0\0\0") + extra_field(0x7075, other)
+    with pytest.raises(DatasetError, match="which has another name as well; make a new archive without it"):
+        sources.index(zipped(tmp_path / "x.zip", member))
+
+
+@pytest.mark.parametrize("name", ["a/2.png", "a/\u00e9\u4e2d.png"])
+def test_a_name_that_stands_twice_in_a_zip_is_one_name(tmp_path, name):
+    member = zipfile.ZipInfo(name)
+    member.extra = extra_field(0x7075, struct.pack("<BI", 1, zlib.crc32(name.encode())) + name.encode())
+    found = sources.index(zipped(tmp_path / "x.zip", member))
+    assert [file.path for file in found.files] == ["a/1.png", name, "b/1.png"]
 
 
 def test_what_is_no_regular_member_has_a_row_and_is_never_read(tmp_path):
@@ -472,6 +518,19 @@ def test_clean_writes_an_image_folder_from_any_of_them(digits_in, kind, tmp_path
     assert advrbd.verify(tmp_path / "out").differences == ()
 
 
+def test_labels_that_change_after_the_report_are_noticed(digits_in, tmp_path):
+    path = digits_in("labels.csv")
+    read, _ = pixels.load(sources.index(path), 16)
+    rows = tuple(FileResult(file.path, read.class_name(file), OK, file.sha256, score=0.0) for file in read.files)
+    (tmp_path / "report.json").write_bytes(render(Report(rows, ()), "json"))
+    head, first, *lines = path.read_text().splitlines(keepends=True)
+    assert lines[-1].split(",")[-1] != first.split(",")[-1]
+    path.write_text(head + first.replace(first.split(",")[-1], lines[-1].split(",")[-1]) + "".join(lines))
+    config = Config(model="test_resnet", device="cpu")
+    with pytest.raises(ReportError, match="labelled anew since; scan the folder again"):
+        advrbd.clean(path, tmp_path / "out", config, report=tmp_path / "report.json")
+
+
 def test_an_archive_has_no_files_to_link_to(data, tmp_path):
     with pytest.raises(OutputError, match="--link-mode copy"):
         advrbd.clean(pack(data, "zip"), tmp_path / "out", link_mode="symlink")
@@ -492,6 +551,11 @@ REFUSED = {
     "scan ../packed.zip -o ../packed.zip -f csv": "would overwrite ../packed.zip, which this run reads",
     "scan ../data/l.csv -o ../data/report.csv": "lies inside the scanned folder",
     "scan l.csv --root ../data -o ../data/report.csv": "lies inside the scanned folder",
+    "scan ../packed.zip -o nowhere/r.csv": "cannot write nowhere/r.csv: the folder nowhere doesn't exist",
+    "scan ../packed.zip --html ../data": "../data is a folder",
+    "scan ../packed.tgz -o r.csv --html /dev/null": "is a device or a pipe; give --html",
+    "scan l.csv --root ../missing": "no such folder: ../missing",
+    "clean ../data --out ../data/out": "../data/out overlaps the input",
     "scan ../data/l.csv --split train": "--split is for folders and archives",
     "scan ../data --root ..": "--root is for a CSV",
     "scan ../data/l.csv --ignore-file ../data/ignored": "lies in the scanned folder",

@@ -324,6 +324,14 @@ def counted(steps: WorkDir, number: int, calls: list[int]) -> torch.Tensor:
     return torch.cat([value, torch.rand(1, generator=generator)])
 
 
+def test_tensors_that_share_their_memory_are_kept_all_the_same(tmp_path):
+    weights = torch.arange(3.0)
+    for _ in range(2):  # computed, then read
+        with WorkDir(tmp_path / "work", {}, resume=True) as steps:
+            kept = steps.remember("train", (), torch.Generator(), lambda: {"one": weights, "same": weights})
+        assert torch.equal(kept["one"], kept["same"])
+
+
 def test_a_step_is_found_again_only_after_the_same_steps_with_the_same_inputs(tmp_path):
     calls: list[int] = []
 

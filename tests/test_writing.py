@@ -123,13 +123,26 @@ def test_files_that_are_refused(tmp_path, data, target, message):
     (tmp_path / "link-into").symlink_to(data / "a" / "1.png")
     for source in (data, tmp_path / "link"):
         with pytest.raises(OutputError, match=message):
-            check_target_file(tmp_path / target, source)
+            check_target_file(tmp_path / target, source, "--output")
 
 
 def test_files_that_are_accepted(tmp_path, data):
     (tmp_path / "old.csv").touch()
     for name in ("old.csv", "new.csv", "data.csv"):
-        check_target_file(tmp_path / name, data)
+        check_target_file(tmp_path / name, data, "--output")
+
+
+def test_a_file_inside_the_input_is_told_by_the_option_that_named_it(data):
+    with pytest.raises(OutputError, match="name a place outside of it with --html"):
+        check_target_file(data / "page.html", data, "--html")
+
+
+def test_a_device_or_a_pipe_is_never_replaced_by_a_file(tmp_path, data):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to-null").symlink_to("/dev/null")
+    for name in ("pipe", "to-null"):
+        with pytest.raises(OutputError, match="is a device or a pipe; give --output the name of a file"):
+            check_target_file(tmp_path / name, data, "--output")
 
 
 def test_a_new_folder_appears_at_the_end_only(tmp_path):

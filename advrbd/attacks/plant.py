@@ -16,6 +16,7 @@ from advrbd.data.files import read_image
 from advrbd.data.folder import OK, FolderIndex, ImageFile
 from advrbd.data.sources import index_class_folders
 from advrbd.errors import DatasetError
+from advrbd.reports.tables import csv_cell
 from advrbd.writing import Names, NewFolder, check_target_file, check_target_folder, in_class, printable, write_whole
 
 TRUTH_COLUMNS = ("path", "role", "label", "original_label", "original_path")
@@ -50,7 +51,7 @@ def plant(
     source = index_class_folders(root)
     check_target_folder(out, source.root)
     truth_path = out.with_name(out.name + ".truth.csv")
-    check_target_file(truth_path, source.root)
+    check_target_file(truth_path, source.root, "--out")
     if target_label not in source.classes:
         raise DatasetError(f"{root} has no class {target_label!r}; its classes are {', '.join(source.classes[:20])}")
     if not 0 < poison_rate < 1:
@@ -115,5 +116,6 @@ def _truth_csv(planted: list[PlantedFile]) -> bytes:
     rows.writerow(TRUTH_COLUMNS)
     for file in sorted(planted, key=lambda entry: entry.path):
         paths = printable(f"./{file.path}"), printable(f"./{file.original_path}")
-        rows.writerow((paths[0], file.role, printable(file.label), printable(file.original_label), paths[1]))
+        labels = (csv_cell(printable(label)) for label in (file.label, file.original_label))
+        rows.writerow((paths[0], file.role, *labels, paths[1]))
     return text.getvalue().encode()

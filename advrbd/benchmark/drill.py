@@ -219,7 +219,7 @@ def _check_trainable(source: FolderIndex, files: tuple[ImageFile, ...], config: 
     if empty := set(source.classes) - {source.class_name(file) for file in files}:
         raise DatasetError(f"no readable image in class {min(empty)!r}; remove the folder or mend it")
     side = typical_side(source, config.decoding)
-    choose_model(config.model, side, choose_device(config.device), config.image_size)
+    choose_model(config.model, side, choose_device(config.device), config.image_size, config.pretrained)
 
 
 def _target(source: FolderIndex, labels: np.ndarray, target_label: str | None) -> int:

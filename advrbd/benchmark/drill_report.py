@@ -105,8 +105,8 @@ def meaning(drilled: Sequence[Drilled]) -> str:
         if not_found:
             parts[0] += f", not {', '.join(not_found)}: a clean verdict on this folder doesn't rule such attacks out"
         else:
-            seen = ", ".join(entry.attack for entry in found)
-            parts[0] += f": a scan of this folder sees {seen} in {100 * drilled[0].poison_rate:.3g} % of its files"
+            seen = ", ".join(f"{entry.attack} in {100 * _planted_share(entry):.2g} %" for entry in found)
+            parts[0] += f": a scan of this folder sees {seen} of its files"
     if no_test:
         parts.append(
             f"{', '.join(no_test)} did not take, so nothing is known of {'it' if len(no_test) == 1 else 'them'}"
@@ -123,6 +123,12 @@ def passed(drilled: Sequence[Drilled]) -> bool | None:
     if any(entry.is_backdoor for entry in drilled) and not any(entry.took for entry in drilled):
         return None
     return all(entry.outcome != FALSE_ALARM and (not entry.took or entry.outcome == FOUND) for entry in drilled)
+
+
+def _planted_share(entry: Drilled) -> float:
+    """The share of the folder's files that were planted, which is less than was asked for where sources are few."""
+    held = entry.detection
+    return entry.planted / (held.poisoned + held.clean + held.covers + held.mislabelled)
 
 
 def _without(run: dict, left_out: Set[str]) -> dict:

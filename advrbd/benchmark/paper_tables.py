@@ -108,7 +108,7 @@ def _rendered(table: Table, units: list[dict], where: str = "") -> str:
     columns = table.columns + (_columns("defence", extra) if table.number in ("II", "III") else ())
     known, name = published(), _paper_name(units[0]["dataset"])
     model = "resnet18" if units[0]["model"] == "auto" else units[0]["model"]
-    lines, units = [], _comparable(units, table, columns)
+    lines, units = [], _comparable(units, table.rows, columns)
     for row in table.rows:
         line = {"attack": row["attack"]}
         for column in columns:
@@ -131,13 +131,13 @@ def _rendered(table: Table, units: list[dict], where: str = "") -> str:
     return f"{where}Table {table.number}, {table.title}, n = {seeds}:\n\n{markdown(lines)}"
 
 
-def _comparable(units: list[dict], table: Table, columns: Iterable[dict]) -> list[dict]:
+def _comparable(units: list[dict], rows: Iterable[dict], columns: Iterable[dict]) -> list[dict]:
     """The ``units`` whose cells are compared with each other: a column isn't a mean over seeds that another one lacks.
 
     A unit counts for a row where its seed has an outcome in every column that has any in this row.
     """
     kept = []
-    for row in table.rows:
+    for row in rows:
         cells = [row | column for column in columns]
         seeds = [{unit["seed"] for unit in units if _belongs(unit, cell)} for cell in cells]
         filled = [of_cell for of_cell in seeds if of_cell]
@@ -184,9 +184,10 @@ def _shown(pair: tuple[float, float | None]) -> str:
 def _contest(units: list[dict]) -> str:
     """Per attack, whether advrbd has the highest accuracy among defences that are successful; who beats it is named."""
     rivals = sorted({name for unit in units for name in unit.get("defences", {})})
+    cells = [{"attack": attack, "rate": 0.05} for attack in EIGHT]
+    units = _comparable(units, cells, [{"defence": name} for name in ("advrbd", *rivals)])
     lost, fought = [], 0
-    for attack in EIGHT:
-        cell = {"attack": attack, "rate": 0.05}
+    for cell in cells:
         mine = _ours(units, cell | {"defence": "advrbd"})
         others = {name: pair for name in rivals if (pair := _ours(units, cell | {"defence": name}))}
         if mine is None or not others:
@@ -198,7 +199,7 @@ def _contest(units: list[dict]) -> str:
             if _succeeds(pair) and (not _succeeds(mine) or pair[0] > mine[0])
         ]
         if better or not _succeeds(mine):
-            lost.append(f"{attack} ({_shown(mine)}): {', '.join(better) or 'no defence is'}")
+            lost.append(f"{cell['attack']} ({_shown(mine)}): {', '.join(better) or 'no defence is'}")
     if not fought:
         return ""
     limit = f"attack success rate under {SUCCESS:.0%} and the highest accuracy"

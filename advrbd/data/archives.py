@@ -32,6 +32,10 @@ MOST_RATIO = 100  # of unpacked to packed bytes: images hardly shrink
 ALWAYS_UNPACKED = 2 * 2**30  # bytes that an archive may unpack to, whatever the ratio
 MAX_HEADER_BYTES = 2**20  # in a tar, where tarfile would read gigabytes of them, or backwards
 ENCRYPTED = 1  # among the flags of a zip's member
+DOS = 0  # what a zip's member was made on
+EXTRA = struct.Struct("<HH")  # the kind and the length of an extra field
+UNICODE_PATH = 0x7075
+UTF_8 = 0x800  # among the flags: how the name is stored
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others take as much memory as the archive asks for
 ANEW = "make a new archive without it"
 CORRUPT = (
@@ -100,7 +104,7 @@ class Zip(Container[zipfile.ZipInfo]):
         self._zip = zipfile.ZipFile(file)
         found = self._zip.infolist()
         _check_total(path, sum(info.file_size for info in found), os.fstat(file.fileno()).st_size)
-        named = ((info, _path(path, info.orig_filename)) for info in found)
+        named = ((info, _path(path, _zip_name(path, info))) for info in found)
         super().__init__(path, [Member(name, _zip_status(info), info.file_size, info) for info, name in named if name])
 
     def _bytes_of(self, member: Member[zipfile.ZipInfo]) -> bytes:
@@ -202,6 +206,21 @@ def _path(archive: Path, name: str) -> str:
         return inner_path(name.removesuffix("/"))
     except ValueError as error:
         raise DatasetError(f"{archive} holds {printable(name)[:100]!r}, which {error}; {ANEW}") from error
+
+
+def _zip_name(archive: Path, info: zipfile.ZipInfo) -> str:
+    """The name of a member, if there is only one: some programs take that of an extra field, which Python 3.12 began
+    to, or take DOS's word for what a backslash means."""
+    name, extra = info.orig_filename, info.extra
+    stored = name.encode("utf-8" if info.flag_bits & UTF_8 else "cp437", errors="surrogateescape")
+    other = info.create_system == DOS and "\\" in name
+    while len(extra) >= EXTRA.size:
+        kind, length = EXTRA.unpack_from(extra)
+        field, extra = extra[EXTRA.size :][:length], extra[EXTRA.size + length :]
+        other |= kind == UNICODE_PATH and field[5:] != stored  # after a version and a checksum
+    if other:
+        raise DatasetError(f"{archive} holds {printable(name)[:100]}, which has another name as well; {ANEW}")
+    return name
 
 
 def _zip_status(info: zipfile.ZipInfo) -> str | None:

@@ -35,11 +35,13 @@ def read_file(path: Path, real_root: str | None = None) -> tuple[bytes | None, s
     What the index said may be over: a file that has become a FIFO, or a link out of ``real_root`` (a path without
     links), isn't opened. Unless the status is ``ok`` there are no bytes, and the hash is empty.
     """
-    real = os.path.realpath(path)
-    if real_root is not None and not real.startswith(os.path.join(real_root, "")):  # noqa: PTH118 - twice as fast
-        return None, REFUSED_LINK, ""
     try:
+        real = os.path.realpath(path)
+        if _is_outside(real, real_root):
+            return None, REFUSED_LINK, ""
         with io.BufferedReader(open_regular(real)) as file:
+            if real_root is not None and _is_outside(_place_of(file.fileno(), real), real_root):
+                return None, REFUSED_LINK, ""  # a folder above it became a link since
             if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
                 return None, TOO_LARGE, ""
             data = file.read(MAX_FILE_BYTES + 1)  # it may be growing
@@ -50,6 +52,18 @@ def read_file(path: Path, real_root: str | None = None) -> tuple[bytes | None, s
     if len(data) > MAX_FILE_BYTES:
         return None, TOO_LARGE, ""
     return data, OK, hashlib.sha256(data).hexdigest()
+
+
+def _is_outside(real: str, real_root: str | None) -> bool:
+    return real_root is not None and not real.startswith(os.path.join(real_root, ""))  # noqa: PTH118 - twice as fast
+
+
+def _place_of(descriptor: int, real: str) -> str:
+    """Where an open file lies, if the system tells (Linux does), else ``real``, where it was opened."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - as above
+    except OSError:
+        return real
 
 
 def read_image(

@@ -119,6 +119,8 @@ def split_folder(root: Path, split: str | None) -> Path:
         return root
     if split in ("", ".", "..") or Path(split).name != split or not (root / split).is_dir():
         raise DatasetError(f"{root} has no split folder named {split!r}")
+    if not (root / split).resolve().is_relative_to(root.resolve()):
+        raise DatasetError(f"{root / split} is a link out of {root}, which isn't followed; name where it leads")
     return root / split
 
 

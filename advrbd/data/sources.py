@@ -6,14 +6,16 @@ A .csv, .jsonl               the label in the row of each image
 """
 
 import os
+from collections import Counter
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from advrbd.data import folder, labels
 from advrbd.data.archives import TAR_SUFFIXES, ZIP_SUFFIXES
 from advrbd.data.folder import EXTENSIONS, SPLIT_NAMES, FolderIndex, Store
 from advrbd.data.packed import PackedFolder
 from advrbd.errors import DatasetError
+from advrbd.writing import printable
 
 FOLDER = FolderIndex.layout
 METADATA = "metadata"
@@ -21,6 +23,7 @@ TABLE = "table"
 ZIP = "zip"
 TAR = "tar"
 LAYOUTS = (FOLDER, METADATA, TABLE, ZIP, TAR)
+SHOWN = 4  # endings of ignored files
 
 
 def index(path: str | os.PathLike, split: str | None = None, root: str | os.PathLike | None = None) -> FolderIndex:
@@ -37,6 +40,7 @@ def index(path: str | os.PathLike, split: str | None = None, root: str | os.Path
         raise DatasetError(f"--split is for folders and archives; {path} names its images itself")
     match layout:
         case "table":
+            folder.check_is_folder(territory(path, root))
             found = labels.index(path, territory(path, root), TABLE)
             if found is None:
                 names = " or ".join(labels.PATH_COLUMNS), " or ".join(labels.LABEL_COLUMNS)
@@ -82,11 +86,13 @@ def layout_of(path: Path) -> str:
     return FOLDER
 
 
-def check_there(path: Path) -> None:
-    """Raise ``DatasetError`` as ``index`` does where ``path`` is neither a folder nor a file of any layout: a slip that
-    can be told before torch is imported, which takes seconds."""
+def check_there(path: Path, root: str | os.PathLike | None = None) -> None:
+    """Raise ``DatasetError`` as ``index`` does where ``path`` is neither a folder nor a file of any layout, or ``root``
+    no folder: a slip that can be told before torch is imported, which takes seconds."""
     if layout_of(path) == FOLDER:
         folder.check_is_folder(path)
+    if root is not None:
+        folder.check_is_folder(Path(root))
 
 
 def told(found: FolderIndex) -> str | None:
@@ -96,6 +102,19 @@ def told(found: FolderIndex) -> str | None:
     unnamed = sum(path.lower().endswith(EXTENSIONS) for path in found.ignored) if found.layout == METADATA else 0
     rest = f"; {unnamed} images have no row there and are ignored" if unnamed else ""
     return f"read as: {_read_as(found)}, {len(found.classes)} classes{rest}"
+
+
+def told_ignored(found: FolderIndex) -> str | None:
+    """How many files are ignored because no trainer would take them for images of a class, and how their names end, in
+    a line; None where there are none."""
+    named = [path for path in found.ignored if found.layout != METADATA or not path.lower().endswith(EXTENSIONS)]
+    if not named:
+        return None
+    endings = Counter(PurePosixPath(path).suffix.lower() or "no ending" for path in named).most_common()
+    shown = ", ".join(f"{printable(ending)[:20]} {count}" for ending, count in endings[:SHOWN])
+    more = ", ..." if len(endings) > SHOWN else ""
+    what = "1 file is" if len(named) == 1 else f"{len(named)} files are"
+    return f"{what} ignored, as by torchvision's ImageFolder: {shown}{more} (names don't end as images', or no class)"
 
 
 def _read_as(found: FolderIndex) -> str:

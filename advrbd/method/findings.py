@@ -11,7 +11,7 @@ from advrbd.data import duplicates
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import ReportError
 from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, ClassVerdict, FileResult, Report, worst
-from advrbd.reports.tables import Earlier, fingerprint
+from advrbd.reports.tables import Earlier, fingerprint_of
 from advrbd.writing import escaped, printable
 
 
@@ -100,10 +100,10 @@ def from_report(index: FolderIndex, earlier: Earlier) -> Findings:
         if index.files[positions[path]].sha256 != sha256:
             raise ReportError(f"{shown!r} isn't the file that the report was made of; scan the folder again")
         findings.suspects[positions[path]] = True
-    if earlier.files_sha256 not in (None, fingerprint(index.files)):
+    if earlier.files_sha256 not in (None, fingerprint_of(index)):
         raise ReportError(
-            f"{index.root} doesn't hold the files that the report was made of: some were added, removed or changed "
-            "since; scan the folder again"
+            f"{index.root} doesn't hold the files that the report was made of: some were added, removed, changed or "
+            "labelled anew since; scan the folder again"
         )
     for path in earlier.unread:
         if path in positions and index.files[positions[path]].status == OK:

@@ -15,7 +15,10 @@ from advrbd.model.run import Run
 
 def hear_suspects(run: Run, learned: Learned, findings: Findings, examples: torch.Tensor, config: Config) -> None:
     """Reconsider the classes convicted so far, now that a network ``learned`` those of the images ``examples``
-    (int64 [M]) that aren't suspected."""
+    (int64 [M]) that aren't suspected.
+
+    Of files that only this accuses it learned the label, so it suggests none for them.
+    """
     network, kept = learned.network, learned.examples
     for label, first in list(findings.convictions.items()):
         members = examples[run.labels[examples] == label]

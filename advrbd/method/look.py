@@ -1,7 +1,7 @@
 """All stages in a row: look at the images, take out what was found, and look again until nothing is found that stands.
 
 A second look sees what the first one hid: another group, another class, a trigger that the first short training had
-hardly learned. Its model was trained without any suspect, so before it looks, it can say what the suspects really
+hardly learned. Its model was trained without the suspects of the first, so before it looks, it can say what they really
 show. Where all of them turn out to be natural, nothing was hidden, and only what waited behind them needs a look.
 What stands apart in a convicted class at the end, without a trigger that tells it, is heard as well: its labels may be
 as false.
@@ -84,6 +84,8 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
         kept = findings.unsuspected(examples)
         learned = warm_up(run, kept[~torch.isin(kept, torch.cat(strays))], config)
         hear_strays(run, learned, findings, strays, config)
+    for label in run.labels[examples].unique().tolist():
+        findings.verdicts.setdefault(label, UNEXAMINED)  # too small or too uniform to be cut
     _admit_blindness(run, findings)
     return findings
 
@@ -145,10 +147,9 @@ def _check_separation(
     counts = labels.bincount(minlength=run.class_count)
     if small := int((counts < least).sum()):
         _caution(run, findings, f"{small} classes have fewer than {least} images: a backdoor there can't be seen")
-    if alike := int((counts >= least).sum()) - len({split.label for split in splits}):
-        _caution(
-            run, findings, f"in {alike} classes all images look alike to the model: a backdoor there can't be seen"
-        )
+    if uncut := int((counts >= least).sum()) - len({split.label for split in splits}):
+        what = f"no group of {config.separation.minimum_group} images or more stands apart"
+        _caution(run, findings, f"in {uncut} classes {what} in the model's eyes: a backdoor there can't be seen")
 
 
 def _admit_blindness(run: Run, findings: Findings) -> None:

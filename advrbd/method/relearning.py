@@ -5,9 +5,11 @@ So it is asked twice, the second time with what the suspects of a class have in 
 of the class, taken out of each. Where many turn out to be what their label says, no label was falsified (SIG).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch.nn import functional
 
 from advrbd.config import RelearningSettings
 from advrbd.data.pixels import Pixels
@@ -30,11 +32,12 @@ def relabel(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What ``network``, which was trained on ``kept`` (int64 [K]) alone, sees in the ``suspects`` (int64 [S]).
 
-    Returns the most probable class int64 [S] and its probability float32 [S], from the mean logits of the image and
-    its mirror image. Where a class's labels weren't falsified (``settings.clean_label_share``), its suspects all get
-    their own label.
+    Returns the most probable class int64 [S] and its probability float32 [S], the mean over ten views of the image: as
+    it is, and moved a little to each side, and mirrored. A network that knows its own images by heart is too sure of
+    others; where their views disagree, it no longer is. Where a class's labels weren't falsified
+    (``settings.clean_label_share``), its suspects all get their own label.
     """
-    confidence, labels = run.infer(network, suspects, mirror=True).probabilities.max(dim=1)
+    confidence, labels = _seen_from_all_sides(run, network, suspects, settings).max(dim=1)
     for label in run.labels[suspects].unique().tolist():
         mine = run.labels[suspects] == label
         own = _own_label(run, network, suspects[mine], labels[mine], kept, label, settings)
@@ -85,13 +88,40 @@ def fine_tune(
         given_anew.train(network, torch.cat([kept, relabelled]), settings.fine_tuning, "fine-tune")
 
 
+def _seen_from_all_sides(
+    run: Run, network: Network, examples: torch.Tensor, settings: RelearningSettings
+) -> torch.Tensor:
+    """The mean of the probabilities float32 [M, classes] that ``network`` gives to ten views of the images."""
+    shift = round(settings.clean.shift * run.pixels.size)  # as far as in training
+
+    def view(down: int, right: int, mirrored: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+        def change(images: torch.Tensor) -> torch.Tensor:
+            height, width = images.shape[-2:]
+            padded = functional.pad(images, (shift,) * 4, mode="reflect")
+            moved = padded[..., shift + down :, shift + right :][..., :height, :width]
+            return moved.flip(-1) if mirrored else moved
+
+        return change
+
+    moves = ((0, 0), (shift, 0), (-shift, 0), (0, shift), (0, -shift))
+    views = [view(*move, mirrored) for move in moves for mirrored in (False, True)]
+    return torch.stack([_asked_about(run, network, examples, view, mirror=False) for view in views]).mean(dim=0)
+
+
 def _without(run: Run, network: Network, examples: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
     """The probabilities float32 [M, classes] that ``network`` gives to images from which ``pattern`` was subtracted."""
+    return _asked_about(run, network, examples, lambda images: (images - pattern).clamp(0, 1), mirror=True)
+
+
+def _asked_about(
+    run: Run, network: Network, examples: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor], mirror: bool
+) -> torch.Tensor:
+    """The probabilities float32 [M, classes] that ``network`` gives to images after a ``change`` of them."""
     said = []
     for chunk in examples.split(BATCH):
-        images = (run.pixels.batch(chunk, run.device.device) - pattern).clamp(0, 1)
+        images = change(run.pixels.batch(chunk, run.device.device))
         changed = Pixels((images * 255).round().byte().permute(0, 2, 3, 1))
-        said.append(infer(network, changed, torch.arange(len(changed)), run.device, mirror=True).probabilities)
+        said.append(infer(network, changed, torch.arange(len(changed)), run.device, mirror=mirror).probabilities)
     return torch.cat(said)
 
 

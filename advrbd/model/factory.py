@@ -3,6 +3,7 @@
 A network takes pixels in [0, 1]; normalisation is part of it, so a perturbation's size is in pixel units.
 """
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -83,11 +84,14 @@ class Network(nn.Module):
         return self.classify(self.features(pixels))
 
 
-def choose_model(name: str, image_side: int, device: Device, image_size: int | None = None) -> tuple[str, dict, int]:
+def choose_model(
+    name: str, image_side: int, device: Device, image_size: int | None = None, pretrained: bool = False
+) -> tuple[str, dict, int]:
     """Which timm model to train on images of ``image_side`` pixels (their typical side) and at which size.
 
     Returns the model's name, the extra arguments of ``timm.create_model`` and the side of its input. ``auto`` takes
     ResNet-18 on a GPU and a ResNet-10 half as wide behind a thin stem on a CPU, where ResNet-18 would take hours.
+    The patches of a transformer cover that side wholly; those of a small one, unless it is ``pretrained``, are smaller.
     Raises ``ModelError`` for a name that timm doesn't know.
     """
     arguments: dict = {}
@@ -103,7 +107,8 @@ def choose_model(name: str, image_side: int, device: Device, image_size: int | N
         raise ModelError(f"timm knows no model {name!r}{hint}")
     if image_size is None:
         largest = 64 if device.device.type == "cpu" else _default_input(name)
-        image_size = min(max(16, -(-image_side // 8) * 8), largest)
+        unit = _patch_side(name) if _resizable(name) and (pretrained or image_side > SMALL_IMAGE_SIDE) else 8
+        image_size = min(max(16, _up_to(image_side, unit)), _up_to(largest, unit))
         if (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size and not _resizable(name):
             image_size = _default_input(name)
     return name, arguments, image_size
@@ -144,16 +149,41 @@ def build(spec: ModelSpec, device: Device, generator: torch.Generator, fetch: bo
 
 
 def _check_fits(network: Network, spec: ModelSpec, device: Device) -> None:
-    probe = torch.zeros(2, 3, spec.image_size, spec.image_size, device=device.device)
+    """Raise ``ModelError`` where the model can't be used, or would be used without seeing all of an image."""
+    patch = _patch_of(network)
+    if spec.image_size % patch:
+        whole = _up_to(spec.image_size, patch)
+        raise ModelError(
+            f"{spec.name} looks at patches of {patch} pixels, so that of {spec.image_size} it would never see those at "
+            f"the right and bottom border, where a trigger may be; use --image-size {whole}"
+        )
+    probe = torch.linspace(0, 1, 6 * spec.image_size**2, device=device.device)
+    probe = probe.view(2, 3, spec.image_size, spec.image_size)
     try:
         with torch.no_grad():
-            shape = network(probe).shape
+            said, as_timm_says = network(probe), network.backbone((probe - network.mean) / network.std)
+            shape = said.shape
     except torch.OutOfMemoryError as error:
         raise out_of_memory(device, f"{spec.name} at {spec.image_size} px") from error
-    except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
+    except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise ModelError(f"{spec.name} doesn't take {spec.image_size}-pixel images: {error}") from error
     if shape != (2, spec.class_count):
         raise ModelError(f"{spec.name} is no image classifier: its output has the shape {tuple(shape)}")
+    if not torch.allclose(said, as_timm_says, rtol=1e-2, atol=1e-2):  # on a GPU, sums differ a little
+        raise ModelError(f"{spec.name} answers otherwise than by one layer on top of its features; try another --model")
+
+
+def _patch_of(network: Network) -> int:
+    """The side of the patches that a stem cuts the image into; 1 where it goes over it in overlapping steps."""
+    stem = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    if stem is None or stem.in_channels != 3 or stem.kernel_size[0] > stem.stride[0]:
+        return 1
+    return stem.stride[0]
+
+
+def _up_to(side: int, unit: int) -> int:
+    """The next multiple of ``unit``."""
+    return -(-side // unit) * unit
 
 
 def _default_input(name: str) -> int:
@@ -165,13 +195,20 @@ def _resizable(name: str) -> bool:
     return name.startswith(("vit_", "deit", "test_vit"))
 
 
+def _patch_side(name: str) -> int:
+    """The side of the patches that timm's name of a transformer states."""
+    stated = re.search(r"patch(\d+)", name)
+    return int(stated[1]) if stated else 16
+
+
 def timm_arguments(spec: ModelSpec) -> dict:
     """The extra arguments of ``timm.create_model``, with what a transformer has to be told of the image size."""
     arguments = dict(spec.arguments)
     if _resizable(spec.name):
         arguments["img_size"] = spec.image_size
         if spec.image_size <= SMALL_IMAGE_SIDE and not spec.pretrained:
-            arguments["patch_size"] = max(2, spec.image_size // 8)
+            side = max(2, spec.image_size // 8)
+            arguments["patch_size"] = next((size for size in range(side, 1, -1) if spec.image_size % size == 0), side)
     return arguments
 
 

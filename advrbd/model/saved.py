@@ -1,7 +1,6 @@
 """Trained networks as files: safetensors with the model's description as JSON in its header, never a pickle."""
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -31,7 +30,8 @@ def model_bytes(name: str, network: Network, spec: ModelSpec, classes: tuple[str
     about = spec.as_dict() | {"classes": [printable(name) for name in classes]}
     about["mean"], about["std"] = network.mean.flatten().tolist(), network.std.flatten().tolist()
     about["usage"] = loading_code(network, spec, classes, name)
-    tensors = {key: tensor.contiguous().cpu() for key, tensor in network.backbone.state_dict().items()}
+    # clones, since safetensors refuses layers that share their memory
+    tensors = {key: tensor.contiguous().cpu().clone() for key, tensor in network.backbone.state_dict().items()}
     # all under one key: safetensors writes several in random order, and the same model would have many hashes
     return save(tensors, metadata={"advrbd": json.dumps(about)})
 
@@ -79,28 +79,40 @@ def load_model(path: str | os.PathLike, device: str = "cpu") -> tuple[Network, t
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["advrbd"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        classes = tuple(about.pop("classes"))
+        classes = about.pop("classes")
         about.pop("usage", None)  # for people, never for us: code in a file is anybody's
         spec = ModelSpec(**about | {"mean": tuple(about["mean"]), "std": tuple(about["std"])})
         if not timm.is_model(spec.name) or not set(spec.arguments) <= KNOWN_ARGUMENTS:
             raise ValueError("unknown architecture")  # others could make timm read files or the network
-        _check_size(spec, classes, weights)
+        _check_description(spec, classes, weights)
         network = build(spec, place, torch.Generator(), fetch=False)
-    except (OSError, SafetensorError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ModelError(f"{path} is no model saved by advrbd: {error}") from error
     try:
         network.backbone.load_state_dict(weights)
     except RuntimeError as error:
         raise ModelError(f"{path} holds other weights than its description says") from error
-    return network.eval(), classes
+    return network.eval(), tuple(classes)
 
 
-def _check_size(spec: ModelSpec, classes: tuple[str, ...], weights: dict[str, torch.Tensor]) -> None:
-    """Raise ``ValueError`` where the description asks for more memory than the weights beside it do."""
+def _check_description(spec: ModelSpec, classes: object, weights: dict[str, torch.Tensor]) -> None:
+    """Raise ``ValueError`` where the description can't be, or asks for more memory than the weights beside it do."""
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are no list of names")
     if spec.class_count != len(classes) or not 0 < spec.image_size <= LARGEST_SIDE:
         raise ValueError("its description can't be")
-    if not all(math.isfinite(value) for value in (*spec.mean, *spec.std)):
-        raise ValueError("its normalisation is no number")
+    mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)  # in float32, as the network has them
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise ValueError("its normalisation can't be")
     with torch.device("meta"):  # shapes without memory
         claimed = timm.create_model(spec.name, num_classes=spec.class_count, **timm_arguments(spec)).state_dict()
     held = sum(tensor.numel() for tensor in weights.values())

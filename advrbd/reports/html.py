@@ -66,11 +66,15 @@ class Section:
 
 
 def render_html(
-    report: Report, root: Path, max_pixels: int = DecodingSettings.max_pixels, place: Path | Store | None = None
+    report: Report,
+    root: Path,
+    max_pixels: int = DecodingSettings.max_pixels,
+    place: Path | Store | None = None,
+    options: Sequence[str] = (),
 ) -> bytes:
     """The ``report`` on the input ``root`` as one HTML page in UTF-8, with the pictures read again from ``place``.
 
-    By default that is the folder ``root``.
+    By default that is the folder ``root``. ``options`` are what else it takes to name the input on a command line.
     Files that are no longer what was scanned are shown without a picture, and so are those of more than ``max_pixels``,
     the limit that the folder was scanned with. Nothing is written.
     """
@@ -80,7 +84,7 @@ def render_html(
     script = (HOME / "report.js").read_text(encoding="utf-8")
     page = dict(
         report=report,
-        headline=wording.headline(report, root),
+        headline=wording.headline(report, root, options),
         counted=wording.counted,
         meanings=wording.VERDICTS,
         statuses=wording.STATUSES,

@@ -92,10 +92,11 @@ class Report:
 
     @property
     def unaccused(self) -> tuple[ClassVerdict, ...]:
-        """The poisoned classes of a report on all files that suspects none: a trigger, but nobody to blame for it."""
-        if self.suspects or self.whole_sha256 is not None:
+        """The poisoned classes of a report on all files without a suspect: a trigger, but nobody to blame for it."""
+        if self.whole_sha256 is not None:
             return ()
-        return tuple(entry for entry in self.classes if entry.verdict == POISONED)
+        accused = {file.label for file in self.suspects}
+        return tuple(entry for entry in self.classes if entry.verdict == POISONED and entry.label not in accused)
 
     @property
     def verdict(self) -> str:

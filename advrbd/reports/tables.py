@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advrbd.data.folder import OK, ImageFile
+from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import ReportError
 from advrbd.reading import keys_once, read_regular
 from advrbd.reports.report import VERDICTS, FileResult, Report
@@ -121,13 +121,25 @@ class Earlier:
     restricted: bool = False
 
 
-def fingerprint(files: Iterable[FileResult | ImageFile]) -> str:
-    """The SHA-256, in hex, over the names and the contents of all ``files``, of those that weren't read, too."""
-    return _fingerprint((printable(f"./{file.path}"), file.sha256) for file in files)
+def fingerprint(files: Iterable[FileResult]) -> str:
+    """The SHA-256, in hex, over the names, the labels and the contents of all ``files``, of those that weren't read,
+    too."""
+    return _fingerprint((printable(file.path), printable(file.label), file.sha256) for file in files)
 
 
-def _fingerprint(pairs: Iterable[tuple[str, str]]) -> str:
-    lines = sorted(f"{sha256}  {path}\n" for path, sha256 in pairs)  # as sha256sum writes them
+def fingerprint_of(index: FolderIndex) -> str:
+    """The same of a folder that was read."""
+    return _fingerprint((printable(file.path), printable(index.class_name(file)), file.sha256) for file in index.files)
+
+
+def _fingerprint(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Over a line for each path, label and hash, as sha256sum writes them. Labels are as in a CSV, and in the line only
+    where the path doesn't begin with it; neither can hold a tab."""
+    as_in_csv = ((path, csv_cell(label), sha256) for path, label, sha256 in rows)
+    lines = sorted(
+        f"{sha256}  ./{path}\n" if path.startswith(f"{label}/") else f"{sha256}  ./{path}\t{label}\n"
+        for path, label, sha256 in as_in_csv
+    )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -180,7 +192,7 @@ def _as_earlier(rows: list[dict], stated: str | None) -> Earlier:
         name = path.removeprefix("./")
         if name in files:
             raise ValueError(f"{escaped(path)[:100]} is named twice")
-        files[name] = sha256
+        files[name] = entry["label"], sha256
         if entry["status"] != OK:
             unread.add(name)
         names_all |= not suspect and entry["status"] == OK  # without --all-files such a file has no row
@@ -189,7 +201,7 @@ def _as_earlier(rows: list[dict], stated: str | None) -> Earlier:
                 raise ValueError(f"{escaped(path)[:100]} has no SHA-256")
             suspects[name] = sha256
     if stated is None and names_all:
-        stated = _fingerprint((f"./{name}", sha256) for name, sha256 in files.items())
+        stated = _fingerprint((name, label, sha256) for name, (label, sha256) in files.items())
     return Earlier(suspects, stated, frozenset(unread))
 
 

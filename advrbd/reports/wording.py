@@ -1,6 +1,7 @@
 """What a report means, in sentences for somebody who has never heard of backdoors."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,8 +99,9 @@ class Figure:
     means: str
 
 
-def headline(report: Report, root: Path) -> Headline:
-    """The verdict on the folder ``root`` and what to do next. Suspects that are accepted are told, but don't count."""
+def headline(report: Report, root: Path, options: Sequence[str] = ()) -> Headline:
+    """The verdict on the dataset ``root``, which it takes ``options`` to name (``--split``, ``--root``), and what to do
+    next. Suspects that are accepted are told, but don't count."""
     found, accepted = len(report.open_suspects), _acceptance(report)
     if found:
         return Headline(
@@ -109,14 +111,14 @@ def headline(report: Report, root: Path) -> Headline:
             "shown an image with the attacker's trigger: then it answers what the attacker wants.",
             "Look at the pictures below. Then have a copy of the folder written without these files (add --report and "
             "the name of this scan's report, so that it doesn't scan again):",
-            command("clean", root, "--out", "CLEAN"),
+            command("clean", root, *options, "--out", "CLEAN"),
         )
-    if accepted:
+    if accepted and not report.unaccused:
         return Headline(
             f"No suspects but accepted ones: {accepted}.",
             "These files look tampered with, but somebody looked at them and found them harmless, so they don't count.",
             "If you don't know who, look at the pictures below, and scan without what accepts them:",
-            command("scan", root, "--no-config"),
+            command("scan", root, *options, "--no-config"),
         )
     if report.verdict in (SUSPICIOUS, POISONED):
         named = sum(entry.verdict in (SUSPICIOUS, POISONED) for entry in report.classes)
@@ -125,7 +127,7 @@ def headline(report: Report, root: Path) -> Headline:
             "but not sharply enough to accuse single files.",
             "It may be a trigger that an attacker planted, or a natural group of images that happen to look alike.",
             "Look at the comparison below, and scan once more with another seed:",
-            command("scan", root, "--seed", "1"),
+            command("scan", root, *options, "--seed", "1"),
         )
     if report.verdict == UNEXAMINED:
         blind = f"{len(report.unexamined):,} of {counted(len(report.classes), 'class', 'classes')}"
@@ -133,13 +135,19 @@ def headline(report: Report, root: Path) -> Headline:
             f"This scan can't say whether the folder is safe: it could not look into {blind}.",
             "No file is suspected, but that isn't the same as looked and found nothing. The cautions say why.",
             "Scan again with a larger model, or give small classes more images:",
-            command("scan", root, "--model", "resnet18"),
+            command("scan", root, *options, "--model", "resnet18"),
         )
+    drillable = "input" not in report.run  # it has none where class folders were scanned
     return Headline(
         "Nothing was found that looks like a planted trigger.",
         "No file is suspected. That is no proof: a trigger that this scan's model didn't learn isn't seen.",
-        "To learn what a scan would find in this very folder, have known attacks planted in copies of it:",
-        command("drill", root),
+        "To learn what a scan would find in "
+        + (
+            "this very folder, have known attacks planted in copies of it:"
+            if drillable
+            else "these very images, lay them out in a folder for each class, and have known attacks planted in copies:"
+        ),
+        command("drill", root, *options) if drillable else command("drill", Path("FOLDER")),
     )
 
 
