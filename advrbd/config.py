@@ -133,7 +133,7 @@ class RelearningSettings:
     where so many more suspects of a class than images of others show its label once the suspects' common pattern is
     taken out, no label was falsified."""
 
-    confidence_floor: float = 0.7
+    confidence_floor: float = 0.75
     clean_label_share: float = 1 / 3
     clean: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(epochs=32, enough_steps=4000, shift=0.0625)

@@ -33,7 +33,7 @@ def clean(
         typer.Option(
             min=0, max=1, help="Drop a suspect whose new label is less sure than this.", rich_help_panel="Suspects"
         ),
-    ] = 0.7,
+    ] = 0.75,
     quarantine: Annotated[
         Path | None,
         typer.Option(help="Folder for --action quarantine. (default: OUT-quarantine)", rich_help_panel="Suspects"),

@@ -181,7 +181,7 @@ def test_ignored_files_are_counted_by_their_endings(data):
         (data / name).touch()
     assert sources.told_ignored(sources.index(data)) == (
         "5 files are ignored, as by torchvision's ImageFolder: .gif 2, .png 1, .a\\x07b 1, no ending 1 "
-        "(names don't end as images', or no class)"
+        "(no image's name, or outside of the class folders)"
     )
     table(data, "metadata.csv", ("file_name", "label"), ("0/0.png", "a"), ("1/0.png", "b"))
     told = sources.told_ignored(sources.index(data))  # the images without a row are told by themselves

@@ -114,7 +114,8 @@ def told_ignored(found: FolderIndex) -> str | None:
     shown = ", ".join(f"{printable(ending)[:20]} {count}" for ending, count in endings[:SHOWN])
     more = ", ..." if len(endings) > SHOWN else ""
     what = "1 file is" if len(named) == 1 else f"{len(named)} files are"
-    return f"{what} ignored, as by torchvision's ImageFolder: {shown}{more} (names don't end as images', or no class)"
+    why = "no image's name, or outside of the class folders"
+    return f"{what} ignored, as by torchvision's ImageFolder: {shown}{more} ({why})"
 
 
 def _read_as(found: FolderIndex) -> str:
