@@ -166,7 +166,9 @@ def _check_fits(network: Network, spec: ModelSpec, device: Device) -> None:
     except torch.OutOfMemoryError as error:
         raise out_of_memory(device, f"{spec.name} at {spec.image_size} px") from error
     except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError) as error:
-        raise ModelError(f"{spec.name} doesn't take {spec.image_size}-pixel images: {error}") from error
+        why = str(error) or type(error).__name__
+        what = f"{spec.name} doesn't take {spec.image_size}-pixel images: {why}; try another --image-size or --model"
+        raise ModelError(what) from error
     if said.shape != (2, spec.class_count):
         raise ModelError(f"{spec.name} is no image classifier: its output has the shape {tuple(said.shape)}")
     if not same:
