@@ -563,6 +563,15 @@ def test_accepted_suspects_dont_count_in_the_headline(tmp_path):
     assert "accepted" not in render_html(report, Path("data")).decode()
 
 
+def test_a_class_that_is_poisoned_without_suspects_is_no_less_so_beside_accepted_ones(tmp_path):
+    known = a_suspect("cat/1.png", "12" * 32)
+    classes = (ClassVerdict("cat", 1, 1, POISONED), ClassVerdict("dog", 1, 0, POISONED))
+    report = Report((known, FileResult("dog/1.png", "dog", OK, "34" * 32, score=0.2)), classes)
+    page = Page(render_html(accept(report, {(known.sha256, "cat"): "old.csv"}), tmp_path))
+    sentence = "Something stands apart in 1 class, but not sharply enough to accuse single files"
+    assert page.text("h1") == f"{sentence}; accepted: 1 file by old.csv."
+
+
 def test_the_page_of_a_split_shows_the_splits_files(copy, monkeypatch):
     root, report = copy
     (root.parent / "whole").mkdir()

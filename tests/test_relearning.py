@@ -1,12 +1,13 @@
 """What the clean model makes of the suspects: falsified labels are told from true ones, each image gets its own."""
 
+import numpy as np
 import pytest
 import torch
 from small import Rows
 
 from advrbd.config import Config, RelearningSettings, TrainingSettings
 from advrbd.data.pixels import Pixels
-from advrbd.method.relearning import relabel
+from advrbd.method.relearning import _seen_from_all_sides, relabel
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
 from advrbd.model.run import Run
@@ -42,6 +43,37 @@ def brightened(images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
 
 
 TRUE = torch.arange(CLASSES).repeat_interleave(EACH)
+
+
+class Peeking(Rows):
+    """Remembers what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__(CLASSES)
+        self.shown: list[torch.Tensor] = []
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.shown.append(pixels)
+        return super().features(pixels)
+
+
+def test_a_suspect_is_seen_from_ten_sides_and_the_mean_is_what_it_shows():
+    side = 32
+    drawn = torch.randint(0, 256, (3, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    run = Run(
+        Pixels(drawn), torch.zeros(3).long(), ModelSpec("x", CLASSES, side), choose_device("cpu"), torch.Generator()
+    )
+    model = Peeking()
+    mean = _seen_from_all_sides(run, model, torch.tensor([2, 0]), RelearningSettings())
+    padded = np.pad(drawn[[2, 0]].numpy(), ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")  # 2 of 32, as in training
+    moves = [(2, 2), (4, 2), (0, 2), (2, 4), (2, 0)]
+    expected = [padded[:, down : down + side, right : right + side] for down, right in moves]
+    expected = [view for moved in expected for view in (moved, moved[:, :, ::-1])]
+    shown = [(pixels * 255).round().byte().permute(0, 2, 3, 1).numpy() for pixels in model.shown]
+    assert len(shown) == 10
+    assert {view.tobytes() for view in shown} == {np.ascontiguousarray(view).tobytes() for view in expected}
+    said = [model.classify(Rows(CLASSES).features(pixels)).softmax(dim=1) for pixels in model.shown]
+    assert torch.allclose(mean, torch.stack(said).mean(dim=0), atol=1e-5)
 
 
 def test_a_pattern_that_hides_a_true_label_is_taken_out_and_the_label_stays(images):

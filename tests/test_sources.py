@@ -180,12 +180,18 @@ def test_ignored_files_are_counted_by_their_endings(data):
     for name in ("0/1.gif", "0/2.GIF", "1/notes", "loose.png", "1/\x1b.a\x07b"):
         (data / name).touch()
     assert sources.told_ignored(sources.index(data)) == (
-        "5 files are ignored, as by torchvision's ImageFolder: .gif 2, .png 1, .a\\x07b 1, no ending 1 "
+        "5 files are ignored: .gif 2, .png 1, .a\\x07b 1, no ending 1 "
         "(no image's name, or outside of the class folders)"
     )
     table(data, "metadata.csv", ("file_name", "label"), ("0/0.png", "a"), ("1/0.png", "b"))
     told = sources.told_ignored(sources.index(data))  # the images without a row are told by themselves
-    assert told.startswith("5 files are ignored") and ".csv 1" in told and ".png" not in told
+    assert told.startswith("4 files are ignored: .gif 2, ") and ".png" not in told
+
+
+def test_what_finder_adds_to_a_zip_is_no_news(tmp_path):
+    path = zipped(tmp_path / "x.zip", "__MACOSX/a/._1.png", "__MACOSX/b/._1.png")
+    assert len(sources.index(path).ignored) == 2
+    assert sources.told_ignored(sources.index(path)) is None
 
 
 def extra_field(kind: int, data: bytes) -> bytes:
@@ -198,6 +204,7 @@ def extra_field(kind: int, data: bytes) -> bytes:
         ("a/notes.txt", "a/2.png", 3),  # the field that Info-ZIP and Python from 3.12 on go by
         ("a/2.png", "b/2.png", 3),
         ("a\\2.png", None, 0),  # of DOS: Info-ZIP makes it a/2.png
+        ("a/\u0161.png", "a/2.png", 0),
     ],
 )
 def test_a_member_with_two_names_refuses_the_archive(tmp_path, name, says, system):
@@ -217,6 +224,19 @@ def test_a_name_that_stands_twice_in_a_zip_is_one_name(tmp_path, name):
     member.extra = extra_field(0x7075, struct.pack("<BI", 1, zlib.crc32(name.encode())) + name.encode())
     found = sources.index(zipped(tmp_path / "x.zip", member))
     assert [file.path for file in found.files] == ["a/1.png", name, "b/1.png"]
+
+
+@pytest.mark.parametrize(("name", "code_page"), [("a/\u00e9.png", "cp437"), ("a/\u8868.png", "cp932")])
+def test_a_name_as_windows_programs_store_it_is_one_name(name, code_page):
+    """In an old code page, with the same in UTF-8 in a field; in Japanese, a backslash is half of a character."""
+    member = zipfile.ZipInfo("a")
+    member.orig_filename = name.encode(code_page).decode("cp437")  # as Python reads it
+    member.create_system = 0
+    if code_page == "cp437":
+        member.extra = extra_field(0x7075, struct.pack("<BI", 1, zlib.crc32(name.encode(code_page))) + name.encode())
+    else:
+        assert "\\" in member.orig_filename
+    assert archives._zip_name(Path("x.zip"), member) == member.orig_filename
 
 
 def test_what_is_no_regular_member_has_a_row_and_is_never_read(tmp_path):

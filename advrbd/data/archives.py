@@ -213,11 +213,14 @@ def _zip_name(archive: Path, info: zipfile.ZipInfo) -> str:
     to, or take DOS's word for what a backslash means."""
     name, extra = info.orig_filename, info.extra
     stored = name.encode("utf-8" if info.flag_bits & UTF_8 else "cp437", errors="surrogateescape")
-    other = info.create_system == DOS and "\\" in name
+    other = info.create_system == DOS and "\\" in name and "/" not in name
     while len(extra) >= EXTRA.size:
         kind, length = EXTRA.unpack_from(extra)
         field, extra = extra[EXTRA.size :][:length], extra[EXTRA.size + length :]
-        other |= kind == UNICODE_PATH and field[5:] != stored  # after a version and a checksum
+        other |= kind == UNICODE_PATH and field[5:] not in (
+            stored,
+            name.encode(errors="surrogateescape"),
+        )  # after a checksum
     if other:
         raise DatasetError(f"{archive} holds {printable(name)[:100]}, which has another name as well; {ANEW}")
     return name

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from advrbd.data import folder, labels
 from advrbd.data.archives import TAR_SUFFIXES, ZIP_SUFFIXES
 from advrbd.data.folder import EXTENSIONS, SPLIT_NAMES, FolderIndex, Store
-from advrbd.data.packed import PackedFolder
+from advrbd.data.packed import APPLE, PackedFolder
 from advrbd.errors import DatasetError
 from advrbd.writing import printable
 
@@ -105,9 +105,11 @@ def told(found: FolderIndex) -> str | None:
 
 
 def told_ignored(found: FolderIndex) -> str | None:
-    """How many files are ignored because no trainer would take them for images of a class, and how their names end, in
-    a line; None where there are none."""
-    named = [path for path in found.ignored if found.layout != METADATA or not path.lower().endswith(EXTENSIONS)]
+    """How many files are ignored, as torchvision's ImageFolder ignores them, and how their names end, in a line; None
+    where there are none."""
+    named = [path for path in found.ignored if not path.startswith(APPLE)]
+    if found.layout == METADATA:  # images without a row are told by ``told``
+        named = [path for path in named if not path.lower().endswith(EXTENSIONS) and path not in labels.METADATA_NAMES]
     if not named:
         return None
     endings = Counter(PurePosixPath(path).suffix.lower() or "no ending" for path in named).most_common()
@@ -115,7 +117,7 @@ def told_ignored(found: FolderIndex) -> str | None:
     more = ", ..." if len(endings) > SHOWN else ""
     what = "1 file is" if len(named) == 1 else f"{len(named)} files are"
     why = "no image's name, or outside of the class folders"
-    return f"{what} ignored, as by torchvision's ImageFolder: {shown}{more} ({why})"
+    return f"{what} ignored: {shown}{more} ({why})"
 
 
 def _read_as(found: FolderIndex) -> str:

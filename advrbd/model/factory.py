@@ -149,7 +149,7 @@ def build(spec: ModelSpec, device: Device, generator: torch.Generator, fetch: bo
 
 
 def _check_fits(network: Network, spec: ModelSpec, device: Device) -> None:
-    """Raise ``ModelError`` where the model can't be used, or would be used without seeing all of an image."""
+    """Raise ``ModelError`` where the model can't be used, or cuts images into patches that don't cover all of them."""
     patch = _patch_of(network)
     if spec.image_size % patch:
         whole = _up_to(spec.image_size, patch)
@@ -210,7 +210,9 @@ def timm_arguments(spec: ModelSpec) -> dict:
         arguments["img_size"] = spec.image_size
         if spec.image_size <= SMALL_IMAGE_SIDE and not spec.pretrained:
             side = max(2, spec.image_size // 8)
-            arguments["patch_size"] = next((size for size in range(side, 1, -1) if spec.image_size % size == 0), side)
+            arguments["patch_size"] = next(
+                (size for size in range(side, side // 2, -1) if spec.image_size % size == 0), side
+            )
     return arguments
 
 

@@ -121,10 +121,11 @@ def headline(report: Report, root: Path, options: Sequence[str] = ()) -> Headlin
             command("scan", root, *options, "--no-config"),
         )
     if report.verdict in (SUSPICIOUS, POISONED):
-        named = sum(entry.verdict in (SUSPICIOUS, POISONED) for entry in report.classes)
+        accused = {file.label for file in report.suspects}
+        named = sum(entry.verdict in (SUSPICIOUS, POISONED) and entry.label not in accused for entry in report.classes)
         return Headline(
             f"Something stands apart in {counted(named, 'class', 'classes')}, "
-            "but not sharply enough to accuse single files.",
+            f"but not sharply enough to accuse single files{accepted and f'; accepted: {accepted}'}.",
             "It may be a trigger that an attacker planted, or a natural group of images that happen to look alike.",
             "Look at the comparison below, and scan once more with another seed:",
             command("scan", root, *options, "--seed", "1"),
