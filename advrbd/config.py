@@ -68,11 +68,15 @@ class SeparationSettings:
 
     A small planted group is no part of its own before a class is cut often enough. The numbers are those for up to
     ``classes`` classes and grow with them. A group smaller than ``minimum_group`` images can't be seen.
-    Its core are the images that are in it with a probability of more than ``sure``.
+    Its core are the images that are in it with a probability of more than ``sure``. Of a group that is less than the
+    share ``rare`` of its class, and more than ``enough``, the core is the share ``farthest`` from the rest.
     """
 
     starts: int = 4
     sure: float = 0.9
+    farthest: float = 0.75
+    enough: int = 100
+    rare: float = 0.125
     minimum_group: int = 10
     parts: tuple[int, ...] = (2, 4, 8)
     examined: tuple[int, ...] = (1, 1, 4)

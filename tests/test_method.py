@@ -101,7 +101,7 @@ def test_the_core_of_a_part_that_overlaps_its_class_holds_hardly_any_strangers(g
     seeds = (torch.rand(len(labels), generator=generator) < 0.2) & ~group
 
     def part(sure: float) -> torch.Tensor:
-        settings = SeparationSettings(parts=(2,), sure=sure)
+        settings = SeparationSettings(parts=(2,), sure=sure, farthest=1.0)
         splits = separate(outputs, labels, seeds, settings, torch.Generator().manual_seed(0))
         return next(split.group for split in splits if split.label == 1)
 
@@ -112,6 +112,23 @@ def test_the_core_of_a_part_that_overlaps_its_class_holds_hardly_any_strangers(g
     assert torch.isin(core, whole).all()
     assert len(core) > 40
     assert torch.equal(part(1.0), whole)  # nothing is that sure, so all of it has to do
+
+
+def test_of_a_group_that_is_a_small_part_of_its_class_those_are_learned_that_are_farthest_from_the_rest(generator):
+    outputs, labels, group = planted_features(generator, 250, class_size=2400, distance=0.3)
+    seeds = (torch.rand(len(labels), generator=generator) < 0.2) & ~group
+
+    def core(**settings) -> torch.Tensor:
+        how = SeparationSettings(parts=(2,), sure=0.0, **settings)  # so that some strangers are left
+        splits = separate(outputs, labels, seeds, how, torch.Generator().manual_seed(0))
+        return next(split.group for split in splits if split.label == 1)
+
+    whole, farthest = core(farthest=1.0), core()
+    assert torch.isin(farthest, whole).all()
+    assert len(farthest) == max(100, round(0.75 * len(whole))) < len(whole)
+    assert (~group[farthest]).sum() < (~group[whole]).sum() / 2
+    assert torch.equal(core(enough=len(whole)), whole)  # few are learned as they are
+    assert torch.equal(core(rare=0.1), whole)  # and so is what is no small part
 
 
 def split_of(label: int, parts: int, members: range, bimodality: float) -> Split:

@@ -170,7 +170,8 @@ def _core(points: np.ndarray, inside: np.ndarray, settings: SeparationSettings) 
     """Which of the ``points`` [K, F] inside of a part (``inside`` bool [K]) surely belong to it, as bool [K].
 
     Surely, by a mixture of two Gaussians of one width along the line between the part's mean and that of the rest,
-    fitted from there. Where hardly anything is sure, the part as it is.
+    fitted from there; where hardly anything is sure, the part as it is. Of a small part of the class only those
+    farthest from the rest: there a few strangers, which lie on the side of the rest, leave much of the class in doubt.
     """
     axis = points[inside].mean(axis=0) - points[~inside].mean(axis=0)
     along = (points @ axis / max(np.linalg.norm(axis), 1e-12))[:, None]
@@ -186,7 +187,12 @@ def _core(points: np.ndarray, inside: np.ndarray, settings: SeparationSettings) 
     )
     # it warns where it is still moving, which is as good as any
     sure = inside & (mixture.fit(along).predict_proba(along)[:, 1] > settings.sure)
-    return sure if sure.sum() >= settings.minimum_group else inside
+    core = sure if sure.sum() >= settings.minimum_group else inside
+    if inside.mean() >= settings.rare:
+        return core
+    enough = max(settings.enough, round(settings.farthest * core.sum()))
+    farthest = np.argsort(np.where(core, -along[:, 0], np.inf), kind="stable")[:enough]
+    return core & np.isin(np.arange(len(core)), farthest)
 
 
 def _apart(group: np.ndarray, rest: np.ndarray) -> tuple[float, float]:
