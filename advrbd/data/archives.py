@@ -212,15 +212,13 @@ def _zip_name(archive: Path, info: zipfile.ZipInfo) -> str:
     """The name of a member, if there is only one: some programs take that of an extra field, which Python 3.12 began
     to, or take DOS's word for what a backslash means."""
     name, extra = info.orig_filename, info.extra
-    stored = name.encode("utf-8" if info.flag_bits & UTF_8 else "cp437", errors="surrogateescape")
+    codes = ("utf-8" if info.flag_bits & UTF_8 else "cp437"), "utf-8"
+    same = [name.encode(code, errors="surrogateescape") for code in codes]  # as it is stored, or as it is read
     other = info.create_system == DOS and "\\" in name and "/" not in name
     while len(extra) >= EXTRA.size:
         kind, length = EXTRA.unpack_from(extra)
         field, extra = extra[EXTRA.size :][:length], extra[EXTRA.size + length :]
-        other |= kind == UNICODE_PATH and field[5:] not in (
-            stored,
-            name.encode(errors="surrogateescape"),
-        )  # after a checksum
+        other |= kind == UNICODE_PATH and field[5:] not in same  # after a version and a checksum
     if other:
         raise DatasetError(f"{archive} holds {printable(name)[:100]}, which has another name as well; {ANEW}")
     return name
