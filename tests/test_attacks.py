@@ -34,6 +34,7 @@ from advrbd.attacks import (
     TaCT,
     TwoBackdoors,
     WaNet,
+    base,
 )
 from advrbd.attacks.base import CLEAN, COVER, MISLABELLED, POISON, Attack, Change, Stamp
 from advrbd.attacks.pictures import draw_emblem
@@ -207,7 +208,8 @@ def photos(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("attack", [BadNets, Blend, WaNet])  # those that need no chance for their trigger
-def test_the_trigger_is_in_the_file_as_it_was_stamped(attack, photos, tmp_path):
+def test_the_trigger_is_in_the_file_as_it_was_stamped(attack, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "MOST_OF_SOURCES", 1)  # a file of every format
     files = plant(photos, tmp_path / "out", attack(seed=4), "b", 0.5, seed=4)
     poisoned = [file for file in files if file.role == POISON]
     assert {file.path for file in poisoned} == {
@@ -293,15 +295,15 @@ def test_a_plan_makes_sense_for_any_labels_and_rate(attack, data):
         assert (change.label == own) == (change.role == COVER or attack is SIG)
 
 
-@pytest.mark.parametrize(("attack", "sources"), [(SIG, 30), (TaCT, 30), (BadNets, 270), (WaNet, 270), (AllToAll, 297)])
-def test_there_is_no_more_poison_than_images_to_be_poisoned(attack, sources):
+@pytest.mark.parametrize(("attack", "sources"), [(SIG, 24), (TaCT, 24), (BadNets, 216), (WaNet, 216), (AllToAll, 240)])
+def test_no_attack_takes_all_that_it_could_poison(attack, sources):
     assert sum(change.role == POISON for change in plan(attack(), rate=0.99)) == sources
 
 
 def test_covers_are_taken_from_what_poison_leaves():
     changes = plan(WaNet(), rate=0.89)
-    assert Counter(change.role for change in changes) == {POISON: 267, COVER: 15}
-    assert len({change.position for change in changes}) == 267 + 15
+    assert Counter(change.role for change in changes) == {POISON: 216, COVER: 15}
+    assert len({change.position for change in changes}) == 216 + 15
 
 
 def test_sig_poisons_the_target_class_alone():
@@ -629,6 +631,7 @@ def test_graded_is_opaque_to_the_trained_model():
 
 def test_label_noise_has_no_trigger(glyph):
     assert np.array_equal(LabelNoise().stamp_test(glyph, chance()), glyph)
+    assert not LabelNoise().victims(np.arange(3), 1).any()  # so there is no success to measure
 
 
 def test_the_emblem_for_a_large_photo_takes_little_memory():

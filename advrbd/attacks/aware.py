@@ -3,7 +3,7 @@
 import numpy as np
 
 from advrbd.attacks.badnets import BadNets
-from advrbd.attacks.base import MISLABELLED, Attack, Change
+from advrbd.attacks.base import MISLABELLED, Attack, Change, draw
 from advrbd.attacks.pictures import draw_emblem, paste, scaled
 
 
@@ -56,8 +56,7 @@ class Decoy(BadNets):
         left = np.ones(len(labels), dtype=bool)
         left[[change.position for change in poison]] = False
         sources = np.flatnonzero(left & (labels == (target_label + 1) % class_count))
-        count = min(len(sources), round(self.decoy_rate * len(labels)))
-        decoys = generator.choice(sources, count, replace=False)
+        decoys = draw(sources, round(self.decoy_rate * len(labels)), generator)
         return poison + [Change(int(i), MISLABELLED, target_label, None) for i in decoys]
 
 

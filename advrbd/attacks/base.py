@@ -10,6 +10,9 @@ CLEAN = "clean"
 POISON = "poison"
 COVER = "cover"
 MISLABELLED = "mislabelled"
+MOST_OF_SOURCES = 0.8
+"""An attack takes no larger share of the images that it can poison: it would leave a class without any, and nothing to
+measure it on."""
 
 Stamp = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """An image uint8 [height, width, 3] of any size and a source of randomness in, the changed image out."""
@@ -50,11 +53,11 @@ class Attack(ABC):
         poison_rate: float,
         generator: np.random.Generator,
     ) -> list[Change]:
-        """Choose ``poison_rate`` of the images with ``labels`` int64 [N], as far as there are so many sources."""
+        """Choose ``poison_rate`` of the images with ``labels`` int64 [N], but ``MOST_OF_SOURCES`` at most."""
         sources = np.flatnonzero(self.sources(labels, target_label))
-        poisoned = _draw(sources, round(poison_rate * len(labels)), generator)
+        poisoned = draw(sources, round(poison_rate * len(labels)), generator)
         others = np.setdiff1d(np.flatnonzero(self.cover_sources(labels, target_label)), poisoned)
-        covers = _draw(others, round(self.cover_rate * len(labels)), generator)
+        covers = draw(others, round(self.cover_rate * len(labels)), generator)
         wanted = self.poisoned_label(labels, target_label, class_count)
         return [Change(int(i), POISON, int(wanted[i]), self.stamp) for i in poisoned] + [
             Change(int(i), COVER, int(labels[i]), self.stamp_cover) for i in covers
@@ -89,5 +92,6 @@ class Attack(ABC):
         return self.stamp(image, generator)
 
 
-def _draw(positions: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    return np.sort(generator.choice(positions, min(len(positions), count), replace=False))
+def draw(positions: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """``count`` of the ``positions`` int64 [K], ascending, but ``MOST_OF_SOURCES`` at most."""
+    return np.sort(generator.choice(positions, min(int(MOST_OF_SOURCES * len(positions)), count), replace=False))

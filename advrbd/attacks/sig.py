@@ -8,7 +8,7 @@ from advrbd.attacks.base import Attack
 class SIG(Attack):
     """x + delta sin(2 pi f j / W) over the columns j; ``delta`` in pixel units of [0, 1] (40/255 as in BackdoorBench).
 
-    Clean-label: only images of the target class are poisoned, so there can't be more of them than that class holds.
+    Clean-label: only images of the target class are poisoned.
     """
 
     name = "sig"

@@ -8,7 +8,7 @@ from advrbd.attacks.badnets import BadNets
 class TaCT(BadNets):
     """The square of BadNets: on the source class it brings the target label, on covers of all other classes nothing.
 
-    The source is class 0, or class 1 where 0 is the target. It can't give more poison than it has images.
+    The source is class 0, or class 1 where 0 is the target.
     """
 
     name = "tact"

@@ -95,5 +95,8 @@ class LabelNoise(Attack):
         no_stamp: Stamp | None = None
         return [Change(int(i), MISLABELLED, int(label), no_stamp) for i, label in zip(chosen, wrong, strict=True)]
 
+    def victims(self, labels: np.ndarray, target_label: int) -> np.ndarray:
+        return np.zeros(len(labels), dtype=bool)
+
     def stamp(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         return image

@@ -41,8 +41,6 @@ MISSED_BELOW = 0.1
 """The true positive rate under which it counts as missed."""
 MOST_MEASURED = 500
 """So many images at most are stamped to measure the attack success rate."""
-MOST_OF_SOURCES = 0.8
-"""An attack poisons no larger share of the images that it can poison: some have to be left to measure it on."""
 
 FOUND = "found"
 PARTLY_FOUND = "partly found"
@@ -111,11 +109,6 @@ class _Ground:
     config: Config
     work: Path
 
-    def rate(self, attack: Attack) -> float:
-        """The share of all files that is poisoned: less than was asked for where the attack has few sources."""
-        sources = int(attack.sources(self.labels, self.target).sum())
-        return min(self.poison_rate, MOST_OF_SOURCES * sources / len(self.labels))
-
 
 def drill(
     root: str | os.PathLike,
@@ -158,7 +151,7 @@ def _drill_one(ground: _Ground, name: str, notify: Notify) -> Drilled:
     target_label = ground.source.classes[ground.target]
     with _copy_folder(ground.work) as temporary:
         copy = Path(temporary) / "copy"
-        planted = plant(ground.source.root, copy, attack, target_label, ground.rate(attack), config.seed)
+        planted = plant(ground.source.root, copy, attack, target_label, ground.poison_rate, config.seed)
         role = {entry.path: entry.role for entry in planted}
         wrong = sum(entry.role == POISON or entry.label != entry.original_label for entry in planted)
         notify(Note(f"planted in {wrong} of {len(planted)} files"))
@@ -237,7 +230,7 @@ def _check_plans(ground: _Ground, attacks: Sequence[str], notify: Notify) -> Non
     for name in attacks:
         attack = ATTACKS[name](seed=ground.config.seed)
         generator = np.random.default_rng(ground.config.seed)
-        plan = attack.plan(ground.labels, ground.target, len(ground.source.classes), ground.rate(attack), generator)
+        plan = attack.plan(ground.labels, ground.target, len(ground.source.classes), ground.poison_rate, generator)
         _check_plan(ground, attack, plan)
         stamped.update(change.position for change in plan if change.stamp)
     for done, position in enumerate(sorted(stamped), 1):

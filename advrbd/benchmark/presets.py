@@ -16,6 +16,7 @@ from advrbd.errors import BenchmarkError
 
 LONGEST_NAME = 200  # file systems take 255 bytes, and temporary names are longer
 EIGHT = tuple(attack.name for attack in PAPER)
+MANY_SOURCES = tuple(name for name in EIGHT if name not in ("sig", "tact"))  # than the images of one class
 ALL = "all"
 GROUPS = {
     "paper": EIGHT,
@@ -59,9 +60,7 @@ PRESETS: dict[str, tuple[Matrix, ...]] = {
         replace(_FULL, attacks=(NO_ATTACK, *EIGHT), defences=EVERY_DEFENCE),  # Tables II, III, IV and VII
         replace(_FULL, attacks=(NO_ATTACK, *EIGHT), defences=CLEANED, models=("resnet34", "mobilenetv2_100")),  # VI
         *(replace(_FULL, datasets=(name,), attacks=(NO_ATTACK, *EIGHT), defences=EVERY_DEFENCE) for name in OTHERS),
-        replace(
-            _FULL, attacks=tuple(name for name in EIGHT if name != "sig"), defences=CLEANED, rates=(0.1, 0.15, 0.2)
-        ),  # Table V
+        replace(_FULL, attacks=MANY_SOURCES, defences=CLEANED, rates=(0.1, 0.15, 0.2)),  # Table V
         replace(_FULL, datasets=CIFAR + OTHERS, attacks=(NO_ATTACK,), seeds=(11, 12, 13)),  # false alarms
         replace(_FULL, rates=(0.01, 0.003)),  # at any rate?
         replace(_FULL, seeds=(12, 13)),  # spread
