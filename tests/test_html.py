@@ -33,6 +33,7 @@ from advrbd.reports import html, images, wording
 from advrbd.reports.accepted import accept
 from advrbd.reports.html import MOST_PICTURES, histogram, render_html
 from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS, UNEXAMINED, ClassVerdict, FileResult, Report
+from advrbd.reports.subset import restrict
 from advrbd.writing import printable
 from advrbd_cli import console
 from advrbd_cli.app import main
@@ -570,6 +571,19 @@ def test_a_class_that_is_poisoned_without_suspects_is_no_less_so_beside_accepted
     page = Page(render_html(accept(report, {(known.sha256, "cat"): "old.csv"}), tmp_path))
     sentence = "Something stands apart in 1 class, but not sharply enough to accuse single files"
     assert page.text("h1") == f"{sentence}; accepted: 1 file by old.csv."
+
+
+def test_a_report_on_files_that_arent_accused_names_the_others(tmp_path):
+    (tmp_path / "cat").mkdir()
+    files = [FileResult(f"cat/{number}.png", "cat", OK, "56" * 32, score=0.47) for number in range(2)]
+    classes = (ClassVerdict("cat", 3, 1, POISONED, {"conviction": 0.9}),)
+    report = restrict(Report((a_suspect("cat/9.png"), *files), classes), frozenset(file.path for file in files))
+    for file in files:
+        Image.new("RGB", (8, 8)).save(tmp_path / file.path)
+    page = Page(render_html(report, tmp_path))
+    assert page.text("h1") == "None of the 2 files reported are accused, but 1 other in the folder looks tampered with."
+    assert f"advrbd scan {tmp_path}" in page.text("pre")
+    assert "Mean of" not in page.text("figure")
 
 
 def test_the_page_of_a_split_shows_the_splits_files(copy, monkeypatch):

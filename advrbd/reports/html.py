@@ -153,13 +153,14 @@ def _is_named(entry: ClassVerdict) -> bool:
 
 
 def _apart(entry: ClassVerdict, files: Sequence[FileResult]) -> dict[FileResult, None]:
-    """The suspects of a class or, where it has none, the files that carry what makes it suspicious.
+    """The suspects of a class or, where it has none in the whole folder, the files that carry what makes it suspicious.
 
     Their score is the class's conviction times P(the file carries it).
     """
-    suspects = dict.fromkeys(file for file in files if file.suspect)
+    if entry.suspects:
+        return dict.fromkeys(file for file in files if file.suspect)
     even_odds = entry.evidence.get("conviction", math.inf) / 2
-    return suspects or dict.fromkeys(file for file in files if (file.score or 0) > even_odds)
+    return dict.fromkeys(file for file in files if (file.score or 0) > even_odds)
 
 
 def histogram(scores: Sequence[float]) -> list[Bar]:

@@ -113,6 +113,16 @@ def headline(report: Report, root: Path, options: Sequence[str] = ()) -> Headlin
             "the name of this scan's report, so that it doesn't scan again):",
             command("clean", root, *options, "--out", "CLEAN"),
         )
+    elsewhere = sum(entry.suspects for entry in report.classes) - len(report.suspects)
+    if report.whole_sha256 is not None and elsewhere:
+        return Headline(
+            f"None of the {counted(len(report.files), 'file')} reported {'is' if len(report.files) == 1 else 'are'} "
+            f"accused, but {counted(elsewhere, 'other')} in the folder {'looks' if elsewhere == 1 else 'look'} "
+            f"tampered with{accepted and f'; accepted: {accepted}'}.",
+            "This report is on some of the files only; what makes a class suspicious may lie in the others.",
+            "To see them, have all files reported:",
+            command("scan", root, *options),
+        )
     if accepted and not report.unaccused:
         return Headline(
             f"No suspects but accepted ones: {accepted}.",
