@@ -22,6 +22,7 @@ import advrbd
 from advrbd.attacks import ATTACKS
 from advrbd.attacks.base import POISON
 from advrbd.attacks.plant import plant
+from advrbd.attacks.wider import LabelNoise
 from advrbd.baselines import BASELINES, INSTALLED, NOTHING, POISON_RATE, Defence
 from advrbd.benchmark.defences import RATE_FIELDS, machine
 from advrbd.benchmark.metrics import Detection, detection
@@ -56,7 +57,6 @@ def ask(kind: type[Defence], folder: Path, roles: dict[str, str], config: Config
     else:  # trains by itself, and finds while it does
         found = defence.defend(run, examples, run.fresh_network())
         suspects, score = found.suspects, found.score
-    score = suspects.float() if score is None else score
     files = [
         FileResult(index.files[position].path, "", OK, "", bool(suspects[number]), float(score[number]))
         for number, position in enumerate(examples.tolist())
@@ -77,7 +77,7 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="image folder, one sub-folder a class")
-    parser.add_argument("--attack", default="badnets", choices=ATTACKS)
+    parser.add_argument("--attack", default="badnets", choices=[name for name in ATTACKS if name != LabelNoise.name])
     parser.add_argument("--rate", type=float, default=0.05, help="share of the files to poison")
     parser.add_argument("--peers", default=",".join((*INSTALLED, "abl", "d-br")), help="with commas between them")
     parser.add_argument("--model", default="auto")

@@ -32,7 +32,6 @@ from advrbd.data.folder import OK
 from advrbd.errors import BenchmarkError, DefenceError, OutputError
 from advrbd.events import Caution, Note, Progress
 from advrbd.reports.report import CLEAN, POISONED, ClassVerdict, FileResult, Report
-from advrbd.version import __version__
 from advrbd_cli.app import main
 
 TOO_MANY = ("learning_rate", "weight_decay", "label_smoothing", "shift", "rise")
@@ -57,8 +56,7 @@ def result(**changes) -> dict:
         "detection": counts | {"tpr": 0.9, "fpr": 1 / 180, "auroc": 0.99},
         "filters": {"random": {"tpr": 0.06, "fpr": 0.06}, "perfect": {"tpr": 1.0, "fpr": 0.0}},
         "network": {"name": "resnet10t"},
-        "versions": {"advrbd": __version__},
-        "config": unit.config.as_dict(),
+        **defences.circumstances(unit.config),
         "seconds": {"scan": 12.3},
         "scan_peak_mb": 900,
         "models": {"undefended": {"acc": 0.7, "asr": 0.9}},
@@ -84,9 +82,8 @@ def run_without_work(
 
     def start(unit, work, name, _notify) -> bool:
         started.append(f"{unit.name} {name}")
-        known = store.read_unit(store.path_of(unit.name, work)) or result(**unit.as_dict(), models={}) | {
-            "config": unit.config.as_dict()
-        }
+        known = store.read_unit(store.path_of(unit.name, work)) or result(**unit.as_dict(), models={})
+        known |= defences.circumstances(unit.config)
         known.pop("detection", None) if name == "scan" else None
         model = {"models": {name.replace("-", "_").replace("none", "undefended"): {"acc": 0.7, "asr": 0.9}}}
         store.write_unit(store.add_to_unit(known, made_up.get(name, model)), work)
@@ -303,10 +300,21 @@ def test_no_minutes_run_nothing_and_say_what_is_left(data, tmp_path, monkeypatch
     assert (outcome.left, started) == (8, [])  # of nine
 
 
-def test_results_of_other_settings_are_named(data, tmp_path, monkeypatch):
-    save(tmp_path / "runs", config=Config(seed=11, looks=1).as_dict())
-    _, _, told = run_without_work(monkeypatch, data, tmp_path / "runs", minutes=0)
-    assert any(f"{result()['name']}.json" in event.message for event in told if isinstance(event, Caution))
+@pytest.mark.parametrize(
+    "circumstance",
+    [{"config": Config(seed=11, looks=1).as_dict()}, {"versions": {"advrbd": "0"}}, {"machine": "another"}],
+)
+def test_results_of_other_circumstances_are_named_and_not_added_to(data, tmp_path, monkeypatch, circumstance):
+    only, work = {"attacks": ("badnets",), "seeds": (11,)}, tmp_path / "runs"
+    save(work, dataset="pets", name=units_of(data, per_class=100, **only)[0].name, **circumstance)
+    before = next(work.iterdir()).read_bytes()
+    _, started, told = run_without_work(monkeypatch, data, work, **only)
+    (caution,) = (event.message for event in told if isinstance(event, Caution))
+    assert caution.startswith("1 results are of other settings") and caution.endswith("-badnets-r0.05-s11.json")
+    assert started == []
+    with pytest.raises(BenchmarkError, match=r"remove those to be added to, or use another --work: .*-s11\.json"):
+        run_without_work(monkeypatch, data, work, defences=("none", "scan", "abl"), **only)
+    assert next(work.iterdir()).read_bytes() == before
 
 
 def test_results_never_lie_in_the_data(data):
@@ -457,13 +465,30 @@ def case_of(root: Path, known: dict | None = None) -> cases.Case:
     return open_case(unit_of(root), root / "unit", root / "report.json", known or {})
 
 
-def test_the_undefended_model_is_trained_once_and_is_what_the_library_trains(planted):
+def test_a_class_that_an_attack_would_empty_shifts_no_label(tmp_path):
+    unit = replace(unit_of(tmp_path), data=digits_data(tmp_path), attack="tact", rate=0.15)
+    data, entries = lay_out(unit, new_folder(tmp_path / "tact"))
+    assert sum(entry.role == "poison" for entry in entries) == 40  # of 50 zeros, for 75 that were asked for
+    assert sorted(path.name for path in data.iterdir()) == [str(digit) for digit in range(10)]
+    for file in (unit.data / "train" / "3").iterdir():
+        file.unlink()
+    with pytest.raises(BenchmarkError, match="hasn't the classes of the test set"):
+        lay_out(unit, new_folder(tmp_path / "again"))
+
+
+def new_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_the_undefended_model_is_trained_once_and_is_what_the_library_trains(planted, monkeypatch):
     first = case_of(planted)
     network = first.undefended
     same = measure.train_and_judge(first.data, first.unit.config, first.held_out)
     assert measure.judge(network, first.held_out) == {name: same[name] for name in ("acc", "asr")}
     again = case_of(planted)
     before = first.prepared[1].generator.get_state()
+    monkeypatch.setattr(cases, "relearn", Mock(side_effect=AssertionError("trained again")))
     assert all(torch.equal(*pair) for pair in zip(network.parameters(), again.undefended.parameters(), strict=True))
     assert torch.equal(again.prepared[1].generator.get_state(), before)  # whoever comes next draws the same
 
@@ -493,6 +518,7 @@ def test_a_baseline_is_measured_with_what_it_needs(planted, monkeypatch, name):
     elif name == "d-br":
         assert seen["clean"] is None
         assert seen["self"].poisoned_share == case.poison_rate == 0.1
+        assert entry["needs"] == "poison rate"  # it was told
         assert seen["self"].unlearning.epochs == 1  # 20 at a budget of .01
         assert entry["flagged"] == 20
         assert entry["found"] + entry["false_alarms"] == 20

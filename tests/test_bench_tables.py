@@ -90,6 +90,17 @@ def test_ours_are_means_over_seeds_with_the_papers_beside_them():
     assert "Table VI," not in text
 
 
+def test_a_row_without_a_common_seed_is_named():
+    units = [
+        unit("badnets", seed=seed, **with_models(rates(0.7, 0.9), rates(0.72), abl=abl, clp=clp))
+        for seed, abl, clp in ((11, {"error": "it diverged"}, rates(0.6)), (12, rates(0.5), {"error": "so did it"}))
+    ]
+    text = paper_tables(units)
+    assert table(text, "II")[0]["none"] == "- (92.00 / 95.20)"
+    assert text.count("Left out, since no seed has all of their columns: badnets.") == 1
+    assert table(text, "IV")[0]["advrbd"] == "72.0 / 1.0 (86.81 / 0.00)"
+
+
 def test_the_papers_average_stands_beside_ours_only_if_it_is_of_the_same_attacks():
     five = ("badnets", "blend", "sig", "wanet", "physicalba")
     units = [unit(name, **with_models(rates(0.7, 0.9), rates(0.72))) for name in five]
@@ -137,6 +148,11 @@ def test_rates_of_detection_costs_and_failures_are_told():
     assert "| advrbd | 1 | 0.900 | 0.0100 | 0.950 | 120 | 950 |" in text
     assert "| abl | 1 | 0.200 | 0.0500 | 0.600 | 30 | 700 |" in text
     assert "Could not run: clp: clp needs batch normalisation" in text
+    assert "| scan | 1 | 0.900 | 0.0100 | 0.950 | 100 | 900 |" in text
+    scanned = unit("badnets", seed=12, **(found | {"seconds": {"scan": 300.0}}), defences={"abl": abl})
+    text = paper_tables([made, scanned])
+    assert "| advrbd | 1 | 0.900 | 0.0100 | 0.950 | 120 | 950 |" in text  # no mean of a scan and a cleaning
+    assert "| scan | 2 | 0.900 | 0.0100 | 0.950 | 200 | 900 |" in paper_tables([made | {"models": {}}, scanned])
     assert outcome(made, "clp") is None
 
 

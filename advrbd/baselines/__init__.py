@@ -4,8 +4,8 @@ Beside them, behind the same interface: AdvrBD as its paper words it, and detect
 
 The papers' epochs are those for 50,000 images on a GPU; ``Defence.scaled`` makes all stages shorter. Everything trains
 in advrbd's own loop, so four things are not the papers': the learning rate rises and falls linearly within a stage, the
-weight decay is 5e-4, a network without batch normalisation gets AdamW at a hundredth of the rate, and the augmentation
-is a flip and a shift by up to 1/16 of the side.
+weight decay is 5e-4, a network without batch normalisation gets AdamW (decay .05) at a hundredth of the rate, and the
+augmentation is a flip and a shift by up to 1/16 of the side.
 """
 
 from advrbd.baselines.abl import ABL

@@ -41,8 +41,8 @@ class PaperRecipe(Defence):
       within the five rounds (two seeds).
     - Eq. 4 in one loss, L(D_u) - L(D_c), of images drawn from all with replacement, so that both weigh as they are
       many.
-    - ``relearning``: that of advrbd's own clean model, whose length no budget changes. No suspect is too doubtful to
-      be relabelled. The paper's results are mostly those before relabelling, Table IV apart:
+    - ``relearning``: that of advrbd's own clean model, which a budget doesn't scale. No suspect is too doubtful to be
+      relabelled. The paper's results are mostly those before relabelling, Table IV apart:
       ``relabelling=False``.
     """
 

@@ -1,8 +1,8 @@
 """Detectors that a user could install instead: those of the adversarial-robustness-toolbox, and cleanlab.
 
 They run as they are, on the features or the probabilities of the same networks that all defences get, and a fresh
-network learns what they leave, with the settings of advrbd's own clean model, whose length no budget changes. They
-come with ``pip install '.[bench]'``; without them this module can be imported and its detectors raise
+network learns what they leave, with the settings of advrbd's own clean model, which a budget doesn't scale. They come
+with ``pip install '.[bench]'``; without them this module can be imported and its detectors raise
 ``DefenceError``.
 """
 

@@ -19,6 +19,7 @@ from advrbd.benchmark.measure import HeldOut, read_held_out, read_trusted
 from advrbd.data import folder
 from advrbd.data.folder import FolderIndex
 from advrbd.data.pixels import Pixels
+from advrbd.errors import BenchmarkError
 from advrbd.events import Notify, ignore
 from advrbd.method.relearning import relearn
 from advrbd.model.device import Device, choose_device
@@ -111,7 +112,8 @@ class Case:
 def lay_out(unit: Unit, directory: Path) -> tuple[Path, tuple[PlantedFile, ...]]:
     """Draw the unit's images, plant its attack in them, and keep the truth in ``directory`` for ``open_case``.
 
-    Returns the folder to defend and what was done to each of its files. ``directory`` is empty before.
+    Returns the folder to defend and what was done to each of its files. ``directory`` is empty before. Raises
+    ``BenchmarkError`` where a class is left without images: labels are numbers, and would mean others in the test set.
     """
     drawn, poisoned = directory / "subset", directory / "poisoned"
     draw_subset(unit.data / "train", drawn, unit.per_class, unit.seed)
@@ -122,6 +124,8 @@ def lay_out(unit: Unit, directory: Path) -> tuple[Path, tuple[PlantedFile, ...]]
     else:
         data, attack = poisoned, ATTACKS[unit.attack](seed=unit.seed)
         planted = plant(drawn, poisoned, attack, index.classes[unit.target], unit.rate, unit.seed)
+    if folder.index(data).classes != folder.index(unit.data / "test").classes:
+        raise BenchmarkError(f"{unit.name}: what is drawn and poisoned hasn't the classes of the test set")
     truth = {"data": data.name, "planted": [asdict(entry) for entry in planted]}
     (directory / "planted.json").write_text(json.dumps(truth))
     return data, planted

@@ -40,12 +40,17 @@ def curves(case: Case) -> dict:
         "landscape": {
             "radius": RADIUS,
             **{
-                str(name): landscape(run, case.undefended, examples[torch.from_numpy(role == name)][:MOST_IMAGES])
+                str(name): landscape(run, case.undefended, _some(examples[torch.from_numpy(role == name)]))
                 for name in (CLEAN, POISON)
                 if (role == name).any()
             },
         },
     }
+
+
+def _some(examples: torch.Tensor) -> torch.Tensor:
+    """``MOST_IMAGES`` of the ``examples`` at most, the same every time, of all classes: they lie class by class."""
+    return examples[torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]]
 
 
 def _rounds(case: Case, run: Run, network: Network, examples: torch.Tensor, parts: Partition) -> list[dict]:

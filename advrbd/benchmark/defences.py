@@ -4,6 +4,7 @@ A step takes a ``Case`` and returns what it adds to the unit's JSON. Models are 
 baselines) or, one a defence, under ``defences``: accuracy, attack success rate and, of detectors, the rates.
 """
 
+import json
 import os
 import platform
 import random
@@ -18,15 +19,17 @@ import timm
 import torch
 
 from advrbd.attacks.base import POISON
-from advrbd.baselines import BASELINES, CLEAN_IMAGES, INSTALLED, PAPER_RECIPE, Defence, Defended
+from advrbd.baselines import BASELINES, CLEAN_IMAGES, INSTALLED, PAPER_RECIPE, POISON_RATE, Defence, Defended
 from advrbd.benchmark.case import Case, link_files
 from advrbd.benchmark.curves import curves
 from advrbd.benchmark.matrix import NO_ATTACK
 from advrbd.benchmark.measure import judge, train_and_judge
 from advrbd.benchmark.metrics import Detection, detection
+from advrbd.config import Config
 from advrbd.data import folder
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import AdvrbdError, DefenceError, ModelError
+from advrbd.model.device import choose_device
 from advrbd.output import DROPPED, RELABELLED
 from advrbd.pipeline import clean
 from advrbd.pipeline import scan as run_scan
@@ -51,8 +54,6 @@ class Step:
 
 def undefended(case: Case) -> dict:
     """The model of somebody who trusts every file, which also shows whether the backdoor took."""
-    if "undefended" in case.known.get("models", {}):
-        return {}
     started = time.perf_counter()
     network = case.undefended
     spent = {"seconds": _since(started), "peak_mb": peak_memory(case.device.device)[0]}
@@ -70,6 +71,7 @@ def scan(case: Case) -> dict:
     flagged, by_chance = len(report.suspects), len(report.suspects) / len(report.files)
     counts = detection(report.files, case.role)
     return case.unit.as_dict() | {
+        **circumstances(case.unit.config),
         "verdict": report.verdict,
         "detection": _rates(counts) | {"flagged": flagged, "files": len(report.files)},
         "filters": {
@@ -80,9 +82,6 @@ def scan(case: Case) -> dict:
         "cautions": report.cautions,
         "network": report.run["model"],
         "device": report.run["device"],
-        "versions": {name: report.run[name] for name in ("advrbd", "torch", "timm", "python")},
-        "config": report.run["config"],
-        "machine": machine(case.device.device),
         "seconds": seconds,
         "scan_peak_mb": main,
         "scan_peak_gpu_mb": gpu,
@@ -147,7 +146,7 @@ def baseline(kind: type[Defence], case: Case) -> dict:
         told[RELEARNING] = case.unit.config.relearning
     defence = replace(defence, **told)
     network = case.undefended
-    entry: dict[str, object] = {"needs": kind.needs}
+    entry: dict[str, object] = {"needs": POISON_RATE if told.keys() & RATE_FIELDS else kind.needs}
     started = time.perf_counter()
     try:
         defended = defence.defend(run, examples, network, trusted)
@@ -164,14 +163,21 @@ def about(case: Case) -> dict:
     if "network" in case.known:
         return _tested(case)
     run = case.prepared[1]
-    versions = {"advrbd": __version__, "torch": torch.__version__, "timm": timm.__version__}
     return case.unit.as_dict() | {
+        **circumstances(case.unit.config),
         "network": run.spec.as_dict(),
         "device": run.device.reason,
-        "versions": versions | {"python": platform.python_version()},
-        "config": case.unit.config.as_dict(),
-        "machine": machine(case.device.device),
         **_tested(case),
+    }
+
+
+def circumstances(config: Config) -> dict:
+    """What has to be the same for all results of a unit: settings, versions and machine, as its JSON has them."""
+    versions = {"advrbd": __version__, "torch": torch.__version__, "timm": timm.__version__}
+    return {
+        "config": json.loads(json.dumps(config.as_dict())),
+        "versions": versions | {"python": platform.python_version()},
+        "machine": machine(choose_device(config.device).device),
     }
 
 
@@ -189,14 +195,12 @@ def machine(device: torch.device) -> str:
 
 def _found(case: Case, index: FolderIndex, examples: torch.Tensor, defended: Defended) -> dict:
     """The rates of a defence that detects; nothing of one that doesn't."""
-    if defended.suspects is None:
+    if defended.suspects is None or defended.score is None:
         return {}
-    suspects, score = defended.suspects.tolist(), None if defended.score is None else defended.score.tolist()
+    suspects = defended.suspects.tolist()
     files = [
-        FileResult(
-            index.files[position].path, "", OK, "", suspects[number], score[number] if score else suspects[number]
-        )
-        for number, position in enumerate(examples.tolist())
+        FileResult(index.files[position].path, "", OK, "", is_suspect, score)
+        for position, is_suspect, score in zip(examples.tolist(), suspects, defended.score.tolist(), strict=True)
     ]
     return _rates(detection(files, case.role)) | {"flagged": sum(suspects), "files": len(files)}
 

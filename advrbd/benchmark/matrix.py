@@ -13,7 +13,8 @@ NO_ATTACK = "none"
 class Unit:
     """What one unit is about. ``data`` holds ``train/`` and ``test/``; ``target`` is the number of the class.
 
-    ``budget`` is the length of the baselines that train on the whole folder, as a share of their papers' epochs.
+    ``budget`` is the length of the baselines that train on the whole folder, as a share of their papers' epochs; below
+    1, trainings of advrbd's own length don't get the more epochs of small folders.
     """
 
     data: Path

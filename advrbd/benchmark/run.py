@@ -10,7 +10,6 @@ that was killed starts anew. Cleaning goes on from the report of an earlier scan
 their own.
 """
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -24,13 +23,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from advrbd.benchmark.case import lay_out, open_case
-from advrbd.benchmark.defences import DEFENCES
+from advrbd.benchmark.defences import DEFENCES, circumstances
 from advrbd.benchmark.matrix import Unit
 from advrbd.benchmark.store import add_to_unit, path_of, read_unit, write_unit
-from advrbd.errors import AdvrbdError, OutputError
+from advrbd.errors import AdvrbdError, BenchmarkError, OutputError
 from advrbd.events import Caution, Event, Note, Notify, Progress, ignore
 from advrbd.model.device import repeatable
-from advrbd.version import __version__
 
 Plan = Mapping[Unit, tuple[str, ...]]
 """The units in the order in which they are run, and the steps that each is to be put through."""
@@ -47,14 +45,15 @@ class Outcome:
 def run(plan: Plan, work: Path, minutes: float = float("inf"), notify: Notify = ignore) -> Outcome:
     """Run what is missing of ``plan`` and leave it in ``work``; starts no unit after so many ``minutes``.
 
-    A step that fails stops no other that doesn't build on it. Raises ``OutputError`` for a ``work`` inside of the data.
+    A step that fails stops no other that doesn't build on it. Raises ``OutputError`` for a ``work`` inside of the data,
+    ``BenchmarkError`` where results of other settings, versions or machines would be added to.
     """
     started = time.monotonic()
     for data in {unit.data for unit in plan}:
         if work.resolve().is_relative_to(data.resolve()):
             raise OutputError(f"{work} lies inside {data}, which is never written to; work elsewhere with --work")
     work.mkdir(parents=True, exist_ok=True)
-    _say_what_is_old(plan, work, notify)
+    _check_what_is_old(plan, work, notify)
     failed: list[str] = []
     for number, (unit, names) in enumerate(plan.items(), 1):
         if not missing(unit, names, work):
@@ -145,17 +144,20 @@ def results(plan: Plan, work: Path) -> Iterator[tuple[Unit, dict]]:
             yield unit, known
 
 
-def _say_what_is_old(plan: Plan, work: Path, notify: Notify) -> None:
-    """Results stay when the defaults or the version change; nobody should take them for today's unawares."""
+def _check_what_is_old(plan: Plan, work: Path, notify: Notify) -> None:
+    """Whole results stay when defaults, versions or the machine change, but nobody should take them for today's
+    unawares; to those that lack something nothing is added, since one unit would be a mixture then."""
     old = [
-        str(path_of(unit.name, work))
+        unit
         for unit, known in results(plan, work)
-        if (known["config"], known["versions"]["advrbd"])
-        != (json.loads(json.dumps(unit.config.as_dict())), __version__)
+        if any(known.get(name) != value for name, value in circumstances(unit.config).items())
     ]
-    if old:
-        what = f"{len(old)} results are of other settings, another device or another version"
-        notify(Caution(f"{what}; to run these again, remove {', '.join(old)}"))
+    if not old:
+        return
+    what = f"{len(old)} results are of other settings, other versions or another machine"
+    if lacking := [str(path_of(unit.name, work)) for unit in old if missing(unit, plan[unit], work)]:
+        raise BenchmarkError(f"{what}; remove those to be added to, or use another --work: {', '.join(lacking)}")
+    notify(Caution(f"{what}; to run these again, remove {', '.join(str(path_of(unit.name, work)) for unit in old)}"))
 
 
 def _received(connection: Connection) -> Iterator[Event]:

@@ -96,23 +96,20 @@ def _rates(group: list[dict], lowest: Callable | None, highest: Callable | None)
 
 
 def _model_cell(group: list[dict], name: str) -> str:
-    """Accuracy / attack success rate of one of ``MODELS``, the mean of the units that have it."""
+    """Accuracy / attack success rate of one of ``MODELS``, the mean of the units that have it; n if not all do."""
     models = [unit["models"][name] for unit in group if unit.get("models", {}).get(name)]
     if not models:
         return NOTHING
     rates = ([model[rate] for model in models if model[rate] is not None] for rate in ("acc", "asr"))
-    return "/".join(f"{fmean(values):.3f}" if values else NOTHING for values in rates)
+    fewer = f" (n = {len(models)})" if len(models) < len(group) else ""
+    return "/".join(f"{fmean(values):.3f}" if values else NOTHING for values in rates) + fewer
 
 
 def _mean(values: list[float | None], worst: Callable | None = None) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return NOTHING
-    return _number(fmean(known)) + (f" ({_number(worst(known))})" if worst else "")
-
-
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.4f}"
+    return f"{fmean(known):.4f}" + (f" ({worst(known):.4f})" if worst else "")
 
 
 def _of(count: int, total: int) -> str:
