@@ -179,6 +179,7 @@ def summarise(report: "Report", target: Path | None, page: Path | None = None) -
         f"{len(report.files)} files in {len(report.classes)} classes: "
         + (f"{count} suspected of being poisoned" if count else "no suspects")
         + _acceptance(report)
+        + (f"; {report.elsewhere} among the files left out" if report.elsewhere else "")
         + (f"; {unread} could not be read (see their status in the report)" if unread else "")
     )
     blind = f" ({len(report.unexamined)} of {len(report.classes)} classes unexamined)" if report.unexamined else ""

@@ -294,7 +294,7 @@ def test_only_the_listed_files_are_reported(scan, place, name):
     assert [row["path"] for row in done.report["files"]] == ["./cat/2.png", "./dog/4.png"]
     assert done.report["cautions"] == ["only 2 of 4 files are reported; 1 suspects are among the others"]
     assert done.report["classes"][0]["suspects"] == 2  # the verdict is the whole folder's
-    assert "2 files in 2 classes: 1 suspected" in done.err
+    assert "2 files in 2 classes: 1 suspected of being poisoned; 1 among the files left out" in done.err
     assert "next: advrbd clean ../data --out CLEAN" in done.err  # without the report, which isn't whole
     assert done.report["restricted"] is True
     assert done.report["files_sha256"] == fingerprint(FOUND.files)  # and the fingerprint, too

@@ -581,7 +581,7 @@ def test_a_report_on_files_that_arent_accused_names_the_others(tmp_path):
     for file in files:
         Image.new("RGB", (8, 8)).save(tmp_path / file.path)
     page = Page(render_html(report, tmp_path))
-    assert page.text("h1") == "None of the 2 files reported are accused, but 1 other in the folder looks tampered with."
+    assert page.text("h1") == "None of the 2 files reported is accused; 1 other in the folder is."
     assert f"advrbd scan {tmp_path}" in page.text("pre")
     assert "Mean of" not in page.text("figure")
 

@@ -11,8 +11,8 @@ POISON = "poison"
 COVER = "cover"
 MISLABELLED = "mislabelled"
 MOST_OF_SOURCES = 0.8
-"""An attack takes no larger share of the images that it can poison: it would leave a class without any, and nothing to
-measure it on."""
+"""An attack takes no larger share of the images that it can poison: one that takes a single class would leave it empty,
+and nothing to measure it on."""
 
 Stamp = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """An image uint8 [height, width, 3] of any size and a source of randomness in, the changed image out."""

@@ -117,14 +117,14 @@ def lay_out(unit: Unit, directory: Path) -> tuple[Path, tuple[PlantedFile, ...]]
     """
     drawn, poisoned = directory / "subset", directory / "poisoned"
     draw_subset(unit.data / "train", drawn, unit.per_class, unit.seed)
-    index = folder.index(drawn)
+    index, classes = folder.index(drawn), folder.index(unit.data / "test").classes
     if unit.attack == NO_ATTACK:
         data, named = drawn, ((file.path, index.class_name(file)) for file in index.files)
         planted = tuple(PlantedFile(path, CLEAN, label, label, path) for path, label in named)
     else:
         data, attack = poisoned, ATTACKS[unit.attack](seed=unit.seed)
-        planted = plant(drawn, poisoned, attack, index.classes[unit.target], unit.rate, unit.seed)
-    if folder.index(data).classes != folder.index(unit.data / "test").classes:
+        planted = plant(drawn, poisoned, attack, classes[unit.target], unit.rate, unit.seed)
+    if folder.index(data).classes != classes:
         raise BenchmarkError(f"{unit.name}: what is drawn and poisoned hasn't the classes of the test set")
     truth = {"data": data.name, "planted": [asdict(entry) for entry in planted]}
     (directory / "planted.json").write_text(json.dumps(truth))

@@ -172,7 +172,8 @@ def about(case: Case) -> dict:
 
 
 def circumstances(config: Config) -> dict:
-    """What has to be the same for all results of a unit: settings, versions and machine, as its JSON has them."""
+    """What has to be the same for all results of a unit, as its JSON has it: settings, numbers of versions, and the
+    kind of machine."""
     versions = {"advrbd": __version__, "torch": torch.__version__, "timm": timm.__version__}
     return {
         "config": json.loads(json.dumps(config.as_dict())),

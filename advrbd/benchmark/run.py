@@ -46,7 +46,7 @@ def run(plan: Plan, work: Path, minutes: float = float("inf"), notify: Notify = 
     """Run what is missing of ``plan`` and leave it in ``work``; starts no unit after so many ``minutes``.
 
     A step that fails stops no other that doesn't build on it. Raises ``OutputError`` for a ``work`` inside of the data,
-    ``BenchmarkError`` where results of other settings, versions or machines would be added to.
+    ``BenchmarkError`` where results of other settings, versions or kinds of machine would be added to.
     """
     started = time.monotonic()
     for data in {unit.data for unit in plan}:
@@ -154,7 +154,7 @@ def _check_what_is_old(plan: Plan, work: Path, notify: Notify) -> None:
     ]
     if not old:
         return
-    what = f"{len(old)} results are of other settings, other versions or another machine"
+    what = f"{len(old)} results are of other settings, other versions or another kind of machine"
     if lacking := [str(path_of(unit.name, work)) for unit in old if missing(unit, plan[unit], work)]:
         raise BenchmarkError(f"{what}; remove those to be added to, or use another --work: {', '.join(lacking)}")
     notify(Caution(f"{what}; to run these again, remove {', '.join(str(path_of(unit.name, work)) for unit in old)}"))

@@ -76,6 +76,11 @@ class Report:
         return tuple(file for file in self.suspects if file.accepted_by is None)
 
     @property
+    def elsewhere(self) -> int:
+        """How many suspects are among the files that a report on some of them leaves out, accepted or not."""
+        return 0 if self.whole_sha256 is None else sum(entry.suspects for entry in self.classes) - len(self.suspects)
+
+    @property
     def accepted(self) -> dict[str, str]:
         """The SHA-256 of suspects that somebody looked at and accepted, to what says so."""
         return {file.sha256: file.accepted_by for file in self.suspects if file.accepted_by is not None}

@@ -113,13 +113,12 @@ def headline(report: Report, root: Path, options: Sequence[str] = ()) -> Headlin
             "the name of this scan's report, so that it doesn't scan again):",
             command("clean", root, *options, "--out", "CLEAN"),
         )
-    elsewhere = sum(entry.suspects for entry in report.classes) - len(report.suspects)
-    if report.whole_sha256 is not None and elsewhere:
+    if report.elsewhere:
         return Headline(
-            f"None of the {counted(len(report.files), 'file')} reported {'is' if len(report.files) == 1 else 'are'} "
-            f"accused, but {counted(elsewhere, 'other')} in the folder {'looks' if elsewhere == 1 else 'look'} "
-            f"tampered with{accepted and f'; accepted: {accepted}'}.",
-            "This report is on some of the files only; what makes a class suspicious may lie in the others.",
+            f"None of the {counted(len(report.files), 'file')} reported is accused"
+            f"{accepted and f' but accepted ones ({accepted})'}; {counted(report.elsewhere, 'other')} in the folder "
+            f"{'is' if report.elsewhere == 1 else 'are'}.",
+            "This report is on some of the files only. The others may be accepted as well, or carry a trigger.",
             "To see them, have all files reported:",
             command("scan", root, *options),
         )
