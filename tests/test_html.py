@@ -575,13 +575,14 @@ def test_a_class_that_is_poisoned_without_suspects_is_no_less_so_beside_accepted
 
 def test_a_report_on_files_that_arent_accused_names_the_others(tmp_path):
     (tmp_path / "cat").mkdir()
-    files = [FileResult(f"cat/{number}.png", "cat", OK, "56" * 32, score=0.47) for number in range(2)]
-    classes = (ClassVerdict("cat", 3, 1, POISONED, {"conviction": 0.9}),)
+    files = []
+    for number, score in enumerate((0.47, 0.47, 0.1, 0.1)):  # two lean to what was accused
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"cat/{number}.png")
+        files.append(FileResult(f"cat/{number}.png", "cat", OK, sha256_of(tmp_path / f"cat/{number}.png"), score=score))
+    classes = (ClassVerdict("cat", 5, 1, POISONED, {"conviction": 0.9}),)
     report = restrict(Report((a_suspect("cat/9.png"), *files), classes), frozenset(file.path for file in files))
-    for file in files:
-        Image.new("RGB", (8, 8)).save(tmp_path / file.path)
     page = Page(render_html(report, tmp_path))
-    assert page.text("h1") == "None of the 2 files reported is accused; 1 other in the folder is."
+    assert page.text("h1") == "None of the 4 files reported is accused; 1 other in the folder is."
     assert f"advrbd scan {tmp_path}" in page.text("pre")
     assert "Mean of" not in page.text("figure")
 
