@@ -115,7 +115,8 @@ class IdentificationSettings:
     likely poisoned as not. ``affinity_limit``: the affinity of a class's suspects to their label that speaks neither
     for nor against a trigger; less of it moves the log-odds by up to ``most_for``, more by up to ``most_against``.
     ``stray_limit``: the affinity at which a group that no trigger tells, in a class with falsified labels, is as likely
-    natural as not.
+    natural as not, or what lies ``stray_deviations`` below the middle of up to ``stray_witnesses`` natural groups'
+    affinities, where that is less.
     """
 
     ambiguity_limit: float = 0.33
@@ -129,6 +130,8 @@ class IdentificationSettings:
     most_for: float = 1.2
     most_against: float = 3.0
     stray_limit: float = 0.6
+    stray_deviations: float = 3.0
+    stray_witnesses: int = 25
 
 
 @dataclass(frozen=True)

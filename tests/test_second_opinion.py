@@ -14,10 +14,10 @@ from advrbd.data.pixels import Pixels
 from advrbd.events import Note
 from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
-from advrbd.method.hearing import strays_among
 from advrbd.method.look import find
 from advrbd.method.second_opinion import affinity_to
 from advrbd.method.separation import Split
+from advrbd.method.strays import strays_among, witnesses_among
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
 from advrbd.model.run import Run
@@ -80,13 +80,15 @@ def found_when_sharp(
     looks: int = 4,
     doubtful: Sequence[int] = (),
     controls: Sequence[bool] = (True,),
+    witnesses: Sequence[torch.Tensor] = (),
 ):
     """What the looks say of digits where the ``groups`` look planted: each from a certain look on (or ``NEVER``),
     positions of one class, and an ambiguity, if it isn't one that convicts. Besides, what was told, and the labels that
     each look examined.
 
     Of the ``doubtful`` positions it isn't sure whether they carry what their group carries; ``controls``: whether each
-    control that is planted is found.
+    control that is planted is found; ``witnesses``: positions of one class each that stand apart besides, too little to
+    be examined.
     """
     told, examined, twice, lost_or_found = list[str](), list[list[int]](), list[tuple](), iter(controls)
     real_look, looked_at = advrbd.method.look.look, list[torch.Tensor]()
@@ -105,7 +107,8 @@ def found_when_sharp(
             if since == NEVER:  # all that there is of it is what was cut out
                 at = torch.isin(looked_at[-1], group).nonzero().flatten()
             splits.append(Split(label, 2, at, 5.0, float(number)))
-        return tuple(splits)
+        apart = [torch.isin(looked_at[-1], group).nonzero().flatten() for group in witnesses]
+        return (*splits, *(Split(int(shown[at[0]]), 16, at, 1.0, 0.0) for at in apart))
 
     def examine(_run, _network, examples, split, *_):
         if twice[-1:] != [(len(examined), split.distance)]:  # a doubtful answer is asked for again
@@ -286,12 +289,17 @@ def true_threes(labels: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     return members[~torch.isin(members, torch.cat(others))]
 
 
+def ordinary(labels: torch.Tensor) -> list[torch.Tensor]:
+    """Positions of twelve images of every class but the 3."""
+    return [(labels == other).nonzero().flatten()[20:32] for other in range(10) if other != 3]
+
+
 def test_what_a_trigger_hardly_shows_in_is_found_by_its_falsified_label(monkeypatch, left_over):
     """White on white: nothing tells such files but that they stand apart in a class whose labels were falsified."""
     images, labels, group, left = left_over
     natural = true_threes(labels, group, left)[:12]
     groups = (1, group), (NEVER, left), (NEVER, torch.cat([left[::2], natural]).sort().values)
-    found, told, _ = found_when_sharp(monkeypatch, images, labels, *groups)
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, *groups, witnesses=ordinary(labels))
     accused = found.suspects.nonzero().flatten()
     assert torch.isin(group, accused).all()
     assert torch.isin(left, accused).float().mean() > 0.8, told
@@ -302,11 +310,31 @@ def test_what_a_trigger_hardly_shows_in_is_found_by_its_falsified_label(monkeypa
     assert sum("by their falsified label alone" in message for message in told) == 1
 
 
+def test_where_natural_groups_are_denied_as_well_nobody_is_accused_by_the_label_alone(monkeypatch, left_over):
+    """A weak model sees nothing of a class in what it hasn't learned of it."""
+    images, labels, group, left = left_over
+    denied, witnesses = labels.clone(), []
+    for other in (0, 1, 2, 4, 5, 6):  # stands in for natural groups that a weak model makes nothing of
+        members = (labels == other).nonzero().flatten()[20:32]
+        denied[members] = (other + 1) % 3 if other < 3 else 4 + (other - 3) % 3
+        witnesses.append(members)
+    groups = (1, group), (NEVER, left)
+    found, told, _ = found_when_sharp(monkeypatch, images, denied, *groups, witnesses=witnesses)
+    assert torch.equal(found.suspects.nonzero().flatten(), group), told
+
+
+def test_without_natural_groups_to_compare_with_nobody_is_accused_by_the_label_alone(monkeypatch, left_over):
+    images, labels, group, left = left_over
+    groups = (1, group), (NEVER, left)
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, *groups, witnesses=ordinary(labels)[:4])
+    assert torch.equal(found.suspects.nonzero().flatten(), group), told
+
+
 def test_strays_are_not_forgotten_over_a_look_at_another_class_alone(monkeypatch, left_over):
     images, labels, group, left = left_over
     fives = (labels == 5).nonzero().flatten()
     groups = (1, group), (2, fives[::2]), (2, fives[1::2]), (NEVER, left)
-    found, told, examined = found_when_sharp(monkeypatch, images, labels, *groups)
+    found, told, examined = found_when_sharp(monkeypatch, images, labels, *groups, witnesses=ordinary(labels))
     assert examined[2:] == [[5, 5]], told  # what waited there behind a group that was acquitted
     assert torch.isin(left, found.suspects.nonzero().flatten()).float().mean() > 0.8, told
     assert found.evidence[3]["strays"] > 0
@@ -316,7 +344,8 @@ def test_a_class_is_not_taken_out_whole_to_be_heard(monkeypatch, left_over):
     """A model that has seen nothing of a class denies all of its labels."""
     images, labels, group, _ = left_over
     all_others = true_threes(labels, group)
-    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group), (NEVER, all_others))
+    groups = (1, group), (NEVER, all_others)
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, *groups, witnesses=ordinary(labels))
     assert torch.equal(found.suspects.nonzero().flatten(), group), told
 
 
@@ -338,6 +367,17 @@ def test_strays_are_only_in_classes_whose_labels_were_falsified(convicted):
     assert [group.tolist() for group in found] == [left.tolist()]  # wrong labels among the sevens are no backdoor
     findings.evidence[3]["affinity"] = 0.9
     assert strays_among((left,), run, findings, everything, QUICK) == ()  # a clean-label attack has no false labels
+
+
+def test_witnesses_are_groups_of_clean_classes_alone(convicted):
+    run, findings, _, left = convicted
+    everything, settings = torch.arange(len(run.labels)), replace(QUICK.identification, stray_witnesses=6)
+    findings.verdicts |= {3: POISONED, 5: SUSPICIOUS} | dict.fromkeys((7, 8, 9, 1, 2, 4, 6), CLEAN)
+    groups = tuple((run.labels == label).nonzero().flatten()[:12] for label in findings.verdicts)
+    found = witnesses_among((left, *groups), run, findings, everything, replace(QUICK, identification=settings))
+    assert [int(run.labels[group[0]]) for group in found] == [7, 8, 9, 1, 2, 4]  # the most striking
+    few = witnesses_among(groups[:6], run, findings, everything, replace(QUICK, identification=settings))
+    assert few == ()  # four can't tell what is usual
 
 
 def test_strays_hold_nobody_who_was_accused_or_acquitted_meanwhile(convicted):

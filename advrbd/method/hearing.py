@@ -6,7 +6,7 @@ from advrbd.config import Config
 from advrbd.events import Note
 from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
-from advrbd.method.identification import moved, verdict_on
+from advrbd.method.identification import verdict_on
 from advrbd.method.relearning import relabel
 from advrbd.method.second_opinion import affinity_to, second_opinion
 from advrbd.method.warm_up import Learned
@@ -26,7 +26,7 @@ def hear_suspects(run: Run, learned: Learned, findings: Findings, examples: torc
         if not unseen.any():
             continue
         said = run.infer(network, members, mirror=True)
-        _suggest(run, learned, findings, members[unseen], config)
+        suggest(run, learned, findings, members[unseen], config)
         own, affinity = said.probabilities[:, label], affinity_to(label, said.logits[unseen], run, network, kept)
         heard = second_opinion(findings.carries[members], first, own, unseen, affinity, config.identification)
         findings.score[members] = heard.conviction * heard.carries
@@ -45,55 +45,8 @@ def is_acquitted(entry: Enhanced, examples: torch.Tensor, findings: Findings) ->
     return 2 * int(findings.acquitted[carriers].sum()) > len(carriers)
 
 
-def strays_among(
-    groups: tuple[torch.Tensor, ...], run: Run, findings: Findings, examples: torch.Tensor, config: Config
-) -> tuple[torch.Tensor, ...]:
-    """Those of the ``groups`` (int64 [K] each, of one class, the most striking first) that a model has to be asked
-    about which was trained without them.
-
-    They lie in a class that was convicted for files whose labels weren't theirs: in any other, a group without
-    affinity is label noise. What was accused or acquitted meanwhile is no longer in them, no file is in two, and half
-    of what is left of a class stays, to learn the class from.
-    """
-    taken, strays = torch.zeros(len(run.labels), dtype=torch.bool), []
-    for group in groups:
-        label = int(run.labels[group[0]])
-        left = examples[(run.labels[examples] == label) & ~findings.suspects[examples]]
-        group = group[~(findings.suspects | findings.acquitted | taken)[group]]
-        few = len(group) < config.separation.minimum_group
-        most = 2 * (int(taken[left].sum()) + len(group)) > len(left)
-        affinity = findings.evidence[label].get("affinity", 1.0) if label in findings.convictions else 1.0
-        if not (few or most) and affinity < config.identification.affinity_limit:
-            taken[group] = True
-            strays.append(group)
-    return tuple(strays)
-
-
-def hear_strays(
-    run: Run, learned: Learned, findings: Findings, strays: tuple[torch.Tensor, ...], config: Config
-) -> None:
-    """Accuse those of the ``strays`` that have no affinity to their label, by a network that ``learned`` neither them
-    nor any suspect.
-
-    A trigger that changes nothing, white on white, can't tell them; that they were mislabelled can. Their score is the
-    probability that the class is poisoned and the group's labels are falsified. Of a group those are accused whose
-    label the model denies.
-    """
-    settings, network, kept = config.identification, learned.network, learned.examples
-    for group in strays:
-        label = int(run.labels[group[0]])
-        said = run.infer(network, group, mirror=True)
-        weight = settings.affinity_slope * (settings.stray_limit - affinity_to(label, said.logits, run, network, kept))
-        score = findings.evidence[label]["conviction"] * float(moved(torch.tensor(0.5), weight))
-        accused = group[said.probabilities[:, label] < 0.5]
-        if score > 0.5 and len(accused):
-            findings.score[accused], findings.suspects[accused] = score, True
-            findings.evidence[label]["strays"] = findings.evidence[label].get("strays", 0) + len(accused)
-            _suggest(run, learned, findings, accused, config)
-            run.notify(Note(f"{run.class_name(label)!r}: {len(accused)} more suspects, by their falsified label alone"))
-
-
-def _suggest(run: Run, learned: Learned, findings: Findings, suspects: torch.Tensor, config: Config) -> None:
+def suggest(run: Run, learned: Learned, findings: Findings, suspects: torch.Tensor, config: Config) -> None:
+    """Keep what a network that ``learned`` none of the ``suspects`` (int64 [S]) sees in them."""
     seen = relabel(run, learned.network, suspects, learned.examples, config.relearning)
     findings.suggested[suspects], findings.confidence[suspects] = seen
 

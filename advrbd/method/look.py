@@ -17,10 +17,11 @@ from advrbd.method.control import find_control, plant_control, with_copies
 from advrbd.method.enhancement import enhance
 from advrbd.method.examination import examine
 from advrbd.method.findings import Findings
-from advrbd.method.hearing import hear_strays, hear_suspects, is_acquitted, strays_among
+from advrbd.method.hearing import hear_suspects, is_acquitted
 from advrbd.method.identification import Identification, for_groups, identify
 from advrbd.method.partition import partition
-from advrbd.method.separation import Split, candidates, separate
+from advrbd.method.separation import Split, candidates, most_striking, separate
+from advrbd.method.strays import find_strays
 from advrbd.method.warm_up import Learned, warm_up
 from advrbd.model.inference import Predictions
 from advrbd.model.run import Run
@@ -32,11 +33,13 @@ LEARNED = 0.3  # of the way from guessing the largest class to perfection, on th
 @dataclass(frozen=True)
 class Look:
     """What one look saw: what it ``found``; the classes with groups ``waiting`` for another look; the ``dull`` groups,
-    int64 [K] each, that were examined and that no trigger tells."""
+    int64 [K] each, that were examined and that no trigger tells; the most ``striking`` group of each class, int64 [K],
+    the most striking first."""
 
     found: Identification
     waiting: set[int]
     dull: tuple[torch.Tensor, ...]
+    striking: tuple[torch.Tensor, ...]
 
 
 def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
@@ -50,12 +53,14 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     findings, planted = Findings.nothing(len(run.labels)), 1
     only: set[int] | None = None
     dull: tuple[torch.Tensor, ...] = ()
+    striking: tuple[torch.Tensor, ...] = ()
     learned = warm_up(run, examples, config, plant_control(run, examples, config))
     while True:
         findings.looks += 1
         seen, looked_at = look(run, learned, config, findings, only), learned.examples
         _merge(run, findings, looked_at, seen.found)
-        dull = seen.dull if only is None else dull
+        if only is None:
+            dull, striking = seen.dull, seen.striking
         fresh, last = looked_at[seen.found.suspects], findings.looks >= config.looks
         waiting = seen.waiting & set(run.labels[fresh].tolist())  # what stays where it was would be in their way again
         if len(fresh):
@@ -80,10 +85,7 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
         findings.exhausted = True
         what = f"look {findings.looks}, the last one allowed, still found suspects; there may be more"
         _caution(run, findings, what)
-    if strays := strays_among(dull, run, findings, examples, config):
-        kept = findings.unsuspected(examples)
-        learned = warm_up(run, kept[~torch.isin(kept, torch.cat(strays))], config)
-        hear_strays(run, learned, findings, strays, config)
+    find_strays(run, dull, striking, findings, examples, config)
     for label in run.labels[examples].unique().tolist():
         findings.verdicts.setdefault(label, UNEXAMINED)  # too small or too uniform to be cut
     _admit_blindness(run, findings)
@@ -120,7 +122,8 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
         config,
     )
     found = identify(labels, splits, tuple(examined.enhanced), config.identification)
-    return Look(found, examined.waiting, tuple(examples[group] for group in examined.dull))
+    groups = (examined.dull, [split.group for split in most_striking(splits)])
+    return Look(found, examined.waiting, *(tuple(examples[group] for group in some) for some in groups))
 
 
 def has_learned(accuracy: float, labels: torch.Tensor) -> bool:

@@ -100,6 +100,14 @@ def candidates(splits: tuple[Split, ...], settings: SeparationSettings) -> tuple
     return tuple(chosen)
 
 
+def most_striking(splits: tuple[Split, ...]) -> tuple[Split, ...]:
+    """The split of each class that stands out most, without the cuts in two: those that stand out most first."""
+    leading: dict[int, Split] = {}
+    for split in sorted((split for split in splits if split.parts > 2), key=lambda split: -_standing(split)):
+        leading.setdefault(split.label, split)
+    return tuple(leading.values())
+
+
 def _standing(split: Split) -> float:
     return split.bimodality * len(split.group) ** 0.25
 
