@@ -6,8 +6,8 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
+from advrbd.processor import processor
 from advrbd.version import __version__
 from advrbd.writing import escaped
 from advrbd_cli import console
@@ -27,7 +27,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "advrbd", __version__
     yield "Python", f"{platform.python_version()} ({platform.python_implementation()})"
     yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
-    yield "CPU", f"{_processor()}, {os.cpu_count()} cores"
+    yield "CPU", f"{processor()}, {os.cpu_count()} cores"
     yield "GPU", _gpu()
     for package in PACKAGES:
         yield package, _version(package)
@@ -54,16 +54,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    """The name of the processor: Linux has it in a file, other systems tell Python."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return named or platform.processor() or "unknown"
 
 
 def _gpu() -> str:

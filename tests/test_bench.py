@@ -255,6 +255,13 @@ def test_the_tables_give_each_unit_and_the_mean_and_worst_over_the_seeds(tmp_pat
     assert row["random filter's TPR"] == "0.0600"
     assert row["undefended |"] == "0.650/0.800 |"
 
+    unscanned = {key: value for key, value in result(name="e", seed=13).items() if key not in ("detection", "filters")}
+    store.write_unit(unscanned, tmp_path)
+    means = tables.unit_tables(store.read_units(tmp_path)).split("\n\nOver the seeds")[1]
+    row = dict(zip(titles, means.splitlines()[5].split(" | "), strict=True))
+    assert (row["n"], row["TPR"], row["AUROC"]) == ("3", "0.7000 (0.5000) (n = 2)", "0.9450 (n = 2)")
+    assert row["random filter's TPR"] == "0.0600 (n = 2)"
+
 
 def test_a_cleaned_unit_shows_all_its_models():
     pair = {"acc": 0.7, "asr": 0.01}

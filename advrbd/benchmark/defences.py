@@ -34,6 +34,7 @@ from advrbd.output import DROPPED, RELABELLED
 from advrbd.pipeline import clean
 from advrbd.pipeline import scan as run_scan
 from advrbd.preparation import usable
+from advrbd.processor import processor
 from advrbd.reports.report import FileResult
 from advrbd.reports.tables import render
 from advrbd.version import __version__
@@ -189,9 +190,9 @@ def peak_memory(device: torch.device) -> tuple[int, int | None]:
 
 
 def machine(device: torch.device) -> str:
-    """The processor's kind, how many there are, and the GPU if ``device`` is one."""
+    """The processor, how many there are, and the GPU if ``device`` is one."""
     gpu = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
-    return ", ".join([platform.machine(), f"{os.cpu_count()} processors", *gpu])
+    return ", ".join([processor(), f"{os.cpu_count()} processors", *gpu])
 
 
 def _found(case: Case, index: FolderIndex, examples: torch.Tensor, defended: Defended) -> dict:

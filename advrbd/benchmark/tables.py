@@ -81,15 +81,16 @@ def _over_seeds(group: list[dict]) -> dict[str, str]:
 
 
 def _rates(group: list[dict], lowest: Callable | None, highest: Callable | None) -> dict[str, str]:
-    """What the scans of the units found; with functions that find the worst, that of TPR and FPR as well."""
+    """What the scans of the units found; with functions that find the worst, that of TPR and FPR as well; n if not all
+    were scanned."""
     found = [unit["detection"] for unit in group if "detection" in unit]
     filters = [unit["filters"]["random"] for unit in group if "filters" in unit]
     sums = {name: sum(one[name] for one in found) for name in COUNTS}
     return {
-        "TPR": _mean([one["tpr"] for one in found], lowest),
-        "FPR": _mean([one["fpr"] for one in found], highest),
-        "AUROC": _mean([one["auroc"] for one in found]),
-        "random filter's TPR": _mean([one["tpr"] for one in filters]),
+        "TPR": _mean([one["tpr"] for one in found], group, lowest),
+        "FPR": _mean([one["fpr"] for one in found], group, highest),
+        "AUROC": _mean([one["auroc"] for one in found], group),
+        "random filter's TPR": _mean([one["tpr"] for one in filters], group),
         "covers flagged": _of(sums["covers_flagged"], sums["covers"]),
         "mislabelled flagged": _of(sums["mislabelled_flagged"], sums["mislabelled"]),
     }
@@ -101,15 +102,18 @@ def _model_cell(group: list[dict], name: str) -> str:
     if not models:
         return NOTHING
     rates = ([model[rate] for model in models if model[rate] is not None] for rate in ("acc", "asr"))
-    fewer = f" (n = {len(models)})" if len(models) < len(group) else ""
-    return "/".join(f"{fmean(values):.3f}" if values else NOTHING for values in rates) + fewer
+    return "/".join(f"{fmean(values):.3f}" if values else NOTHING for values in rates) + _fewer(len(models), group)
 
 
-def _mean(values: list[float | None], worst: Callable | None = None) -> str:
+def _fewer(count: int, group: list[dict]) -> str:
+    return f" (n = {count})" if count < len(group) else ""
+
+
+def _mean(values: list[float | None], group: list[dict], worst: Callable | None = None) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return NOTHING
-    return f"{fmean(known):.4f}" + (f" ({worst(known):.4f})" if worst else "")
+    return f"{fmean(known):.4f}" + (f" ({worst(known):.4f})" if worst else "") + _fewer(len(known), group)
 
 
 def _of(count: int, total: int) -> str:
