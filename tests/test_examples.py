@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,9 @@ from small import SHORT, SMALL
 import advrbd
 import advrbd.pipeline
 from advrbd.baselines.dbr import DBR
+from advrbd.benchmark.datasets import digits_data
+from advrbd.benchmark.matrix import Unit
+from advrbd.benchmark.settings import parse_overrides
 from advrbd.config import TrainingSettings
 from advrbd.data.folder import OK, UNREADABLE
 from advrbd.errors import UntrustedError
@@ -377,3 +381,34 @@ def test_speed_knows_its_peers(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "no such peer: clp" in done.stderr  # it names no files
+
+
+def test_an_ablation_moves_each_setting_alone_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("ablation", ROOT / "examples" / "reproduce" / "ablation.py")
+    ablation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ablation)
+    assert len(set(ablation.MOVED)) == len(ablation.MOVED)
+    plain = Unit(tmp_path, 40, 1, "test_resnet", "badnets", 0.1, 21)
+    moved = {unit.name: unit.config.as_dict() for unit in ablation.units(plain)}
+    assert len(moved) == 1 + len(ablation.MOVED)
+    for name, config in list(moved.items())[1:]:
+        stages = [stage for stage, value in config.items() if value != plain.config.as_dict()[stage]]
+        assert len(stages) == 1 and f"-{stages[0]}." in name, (name, stages)  # a default that isn't moved would show
+
+    quick = parse_overrides(
+        ["warm_up.minimum_steps=150", "warm_up.epochs=1", "enhancement.steps=20", "separation.starts=1"]
+    )
+    monkeypatch.setattr(ablation, "Unit", partial(Unit, overrides=quick))
+    monkeypatch.setattr(ablation, "MOVED", ("partition.masks=1",))
+    data = digits_data(tmp_path)
+    told = [str(data), str(tmp_path / "runs"), "--attacks", "badnets", "--per-class", "40", "--rate", "0.1"]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *told, "--model", "test_resnet"])
+    ablation.main()
+    units = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").iterdir())]
+    assert [unit["config"]["partition"]["masks"] for unit in units] == [1, 2]
+    assert all(0 <= unit["detection"]["auroc"] <= 1 and unit["look_seconds"] > 0 for unit in units)
+    first = capsys.readouterr().out
+    assert first.count("| badnets | 21 | ") == 2 and " partition.masks=1 | " in first
+    monkeypatch.setattr(ablation, "measure", None)  # nothing is missing
+    ablation.main()
+    assert capsys.readouterr().out == first[first.index("| attack") :]
