@@ -116,7 +116,7 @@ class IdentificationSettings:
     for nor against a trigger; less of it moves the log-odds by up to ``most_for``, more by up to ``most_against``.
     ``stray_limit``: the affinity at which a group that no trigger tells, in a class with falsified labels, is as likely
     natural as not, or what lies ``stray_deviations`` below the middle of up to ``stray_witnesses`` natural groups'
-    affinities, where that is less.
+    affinities, where that is less; with fewer than five of those, no such group is accused.
     """
 
     ambiguity_limit: float = 0.33

@@ -260,7 +260,8 @@ def test_the_tables_give_each_unit_and_the_mean_and_worst_over_the_seeds(tmp_pat
     means = tables.unit_tables(store.read_units(tmp_path)).split("\n\nOver the seeds")[1]
     row = dict(zip(titles, means.splitlines()[5].split(" | "), strict=True))
     assert (row["n"], row["TPR"], row["AUROC"]) == ("3", "0.7000 (0.5000) (n = 2)", "0.9450 (n = 2)")
-    assert row["random filter's TPR"] == "0.0600 (n = 2)"
+    assert (row["FPR"], row["random filter's TPR"]) == ("0.0028 (0.0056) (n = 2)", "0.0600 (n = 2)")
+    assert row["covers flagged"] == "4 of 20 (n = 2)"
 
 
 def test_a_cleaned_unit_shows_all_its_models():

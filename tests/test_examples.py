@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from small import SHORT, SMALL
 
@@ -25,7 +26,7 @@ from advrbd.benchmark.matrix import Unit
 from advrbd.benchmark.settings import parse_overrides
 from advrbd.config import TrainingSettings
 from advrbd.data.folder import OK, UNREADABLE
-from advrbd.errors import UntrustedError
+from advrbd.errors import BenchmarkError, UntrustedError
 from advrbd.reports.accepted import accept
 from advrbd.reports.report import CLEAN, POISONED, ClassVerdict, FileResult, Report
 from advrbd.reports.tables import read_suspects, render
@@ -383,11 +384,15 @@ def test_speed_knows_its_peers(tmp_path):
     assert "no such peer: clp" in done.stderr  # it names no files
 
 
-def test_an_ablation_moves_each_setting_alone_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def ablation():
     spec = importlib.util.spec_from_file_location("ablation", ROOT / "examples" / "reproduce" / "ablation.py")
-    ablation = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ablation)
-    assert len(set(ablation.MOVED)) == len(ablation.MOVED)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_ablation_moves_each_setting_alone(ablation, tmp_path):
     plain = Unit(tmp_path, 40, 1, "test_resnet", "badnets", 0.1, 21)
     moved = {unit.name: unit.config.as_dict() for unit in ablation.units(plain)}
     assert len(moved) == 1 + len(ablation.MOVED)
@@ -395,20 +400,49 @@ def test_an_ablation_moves_each_setting_alone_and_goes_on_where_it_was(tmp_path,
         stages = [stage for stage, value in config.items() if value != plain.config.as_dict()[stage]]
         assert len(stages) == 1 and f"-{stages[0]}." in name, (name, stages)  # a default that isn't moved would show
 
-    quick = parse_overrides(
-        ["warm_up.minimum_steps=150", "warm_up.epochs=1", "enhancement.steps=20", "separation.starts=1"]
-    )
+
+def test_an_ablation_tells_planted_from_natural_classes(ablation):
+    files = [SimpleNamespace(path=f"{label}/{number}.png", status=OK) for label in "abc" for number in range(4)]
+    suspects = torch.tensor([True, True, False, False, False, False, True, False, False, False, False, False])
+    evidence = {0: {"ambiguity": 0.7}, 1: {"ambiguity": 0.2}, 2: {"bimodality": 3.0}}
+    found = SimpleNamespace(suspects=suspects, score=suspects.float(), evidence=evidence, verdicts={1: POISONED})
+    poisoned = {"a/0.png", "a/1.png", "a/2.png", "a/3.png"}
+    roles = {file.path: "poison" if file.path in poisoned else "clean" for file in files}
+    planted = [SimpleNamespace(role=role, label=path[0]) for path, role in roles.items()]
+    run = SimpleNamespace(class_name="abc".__getitem__)
+    case = SimpleNamespace(prepared=(SimpleNamespace(files=files), run), role=roles, planted=planted)
+    judged = ablation._judged(case, SimpleNamespace(found=found))
+    assert (judged["planted"], judged["natural"]) == (0.7, 0.2)
+    assert (judged["detection"]["tpr"], judged["detection"]["fpr"]) == (0.5, 0.125)
+    case.role, case.planted = {}, []
+    judged = ablation._judged(case, SimpleNamespace(found=found))
+    assert (judged["planted"], judged["natural"], judged["detection"]["tpr"]) == (None, 0.2, None)
+
+
+def test_an_ablation_goes_on_where_it_was(ablation, tmp_path, monkeypatch, capsys):
+    quick = ["warm_up.minimum_steps=0", "warm_up.epochs=30", "enhancement.steps=20", "separation.starts=1"]
+    quick = parse_overrides([*quick, "separation.parts=2,4", "separation.examined=1,1"])
+    trained, warm_up = [], ablation.warm_up
+    monkeypatch.setattr(ablation, "warm_up", lambda *rest: trained.append(rest) or warm_up(*rest))
     monkeypatch.setattr(ablation, "Unit", partial(Unit, overrides=quick))
-    monkeypatch.setattr(ablation, "MOVED", ("partition.masks=1",))
-    data = digits_data(tmp_path)
-    told = [str(data), str(tmp_path / "runs"), "--attacks", "badnets", "--per-class", "40", "--rate", "0.1"]
-    monkeypatch.setattr(sys, "argv", ["ablation.py", *told, "--model", "test_resnet"])
+    monkeypatch.setattr(ablation, "MOVED", ("partition.masks=1", "warm_up.epochs=40"))
+    told = [str(digits_data(tmp_path)), str(tmp_path / "looks"), "--model", "test_resnet", "--per-class", "40"]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *told, "--attacks", "badnets", "none", "--rate", "0.1"])
     ablation.main()
-    units = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").iterdir())]
-    assert [unit["config"]["partition"]["masks"] for unit in units] == [1, 2]
-    assert all(0 <= unit["detection"]["auroc"] <= 1 and unit["look_seconds"] > 0 for unit in units)
+    assert len(trained) == 4  # once for the partition's settings and once for its own, with each attack
+    units = [json.loads(path.read_text()) for path in (tmp_path / "looks").iterdir()]
+    shown = {
+        (unit["attack"], unit["config"]["partition"]["masks"], unit["config"]["warm_up"]["epochs"]) for unit in units
+    }
+    assert shown == {(attack, *moved) for attack in ("badnets", "none") for moved in ((2, 30), (1, 30), (2, 40))}
+    assert {unit["detection"]["poisoned"] for unit in units if unit["attack"] == "badnets"} == {40}
     first = capsys.readouterr().out
-    assert first.count("| badnets | 21 | ") == 2 and " partition.masks=1 | " in first
+    assert first.count("| badnets | 21 | ") == 3 and first.count(" partition.masks=1 | ") == 2
+
     monkeypatch.setattr(ablation, "measure", None)  # nothing is missing
     ablation.main()
     assert capsys.readouterr().out == first[first.index("| attack") :]
+    one = next((tmp_path / "looks").iterdir())
+    one.write_text(one.read_text().replace('"torch": "', '"torch": "0.'))
+    with pytest.raises(BenchmarkError, match="other versions"):
+        ablation.main()

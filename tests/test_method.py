@@ -18,7 +18,7 @@ from advrbd.method.identification import for_groups, identify, is_sharp
 from advrbd.method.partition import partition
 from advrbd.method.perturbation import divergence, random_patches
 from advrbd.method.second_opinion import second_opinion
-from advrbd.method.separation import Split, candidates, separate
+from advrbd.method.separation import Split, candidates, most_striking, separate
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec, build
 from advrbd.model.inference import Outputs
@@ -145,6 +145,12 @@ def test_every_number_of_parts_has_its_places_and_near_copies_take_none():
         split_of(1, 8, range(60, 65), 3.5),
     )
     assert candidates((weaker, clearest, last, smaller, small, same), settings) == (clearest, small, smaller)
+
+
+def test_the_most_striking_group_of_each_class_is_no_half_of_it():
+    half, clear, faint = (split_of(0, parts, range(40), far) for parts, far in ((2, 9.0), (4, 3.0), (8, 2.0)))
+    other, larger = split_of(1, 8, range(100, 140), 4.0), split_of(2, 8, range(200, 300), 3.0)
+    assert most_striking((half, faint, other, clear, larger)) == (other, larger, clear)
 
 
 def test_more_classes_have_more_candidates():

@@ -17,7 +17,8 @@ from advrbd.method.findings import Findings
 from advrbd.method.look import find
 from advrbd.method.second_opinion import affinity_to
 from advrbd.method.separation import Split
-from advrbd.method.strays import strays_among, witnesses_among
+from advrbd.method.strays import hear_strays, lowest_expected, strays_among, witnesses_among
+from advrbd.method.warm_up import Learned
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
 from advrbd.model.run import Run
@@ -60,6 +61,33 @@ def test_natural_images_that_the_model_takes_for_another_class_still_have_it(row
 def test_the_affinity_of_a_suspect_taken_for_a_class_without_images_is_even(rows):
     suspects = torch.arange(EACH, 2 * EACH)  # all there is of class 1
     assert held_against(rows, suspects, 0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("falsified", "are_usual", "accused"), [(30, True, 30), (15, True, 0), (30, False, 0)], ids=["all", "half", "weak"]
+)
+def test_a_stray_lies_below_the_limit_and_below_what_natural_groups_show(rows, falsified, are_usual, accused):
+    """Thirty files of the class 0 that the model takes for others, of which some have nothing of it at all."""
+    group, images = torch.arange(30), rows.pixels.images
+    images[group, 0] = 150
+    images[group[:falsified], 0] = images[group[:falsified], 6]  # noise
+    images[group, 1 + group % (CLASSES - 1)] = 200
+    witnesses = tuple(torch.arange(start * EACH, start * EACH + 12) for start in range(1, CLASSES))
+    for witness in () if are_usual else witnesses:
+        images[witness] = images[witness].roll(1, dims=1)  # a model that sees nothing of their class in them
+    findings = Findings.nothing(len(rows.labels))
+    findings.evidence[0] = {"conviction": 0.97}
+    everything = torch.arange(len(rows.labels))
+    learned = Learned(Rows(CLASSES), everything[~torch.isin(everything, torch.cat([group, *witnesses]))])
+    hear_strays(rows, learned, findings, (group,), witnesses, QUICK)
+    assert findings.suspects.nonzero().flatten().tolist() == list(range(accused))
+
+
+def test_what_is_expected_of_natural_groups_withstands_an_odd_one_and_chance():
+    natural = [0.852, 0.638, 0.710, 0.540, 0.788, 0.750, 0.883, 0.855, 0.875]  # a ConvNeXt's, experiments.md
+    assert lowest_expected(torch.tensor(natural), 3.0) == pytest.approx(0.441, abs=1e-3)
+    assert lowest_expected(torch.tensor([1.0, 1.0, 0.98, 0.97, 0.99, 0.47]), 3.0) > 0.8
+    assert lowest_expected(torch.full((5,), 0.5), 3.0) == pytest.approx(0.35)  # five that agree by chance
 
 
 SHORT = TrainingSettings(epochs=8, minimum_steps=0, batch_size=32)
@@ -328,6 +356,7 @@ def test_without_natural_groups_to_compare_with_nobody_is_accused_by_the_label_a
     groups = (1, group), (NEVER, left)
     found, told, _ = found_when_sharp(monkeypatch, images, labels, *groups, witnesses=ordinary(labels)[:4])
     assert torch.equal(found.suspects.nonzero().flatten(), group), told
+    assert sum("too few classes are clean" in message for message in told) == 1
 
 
 def test_strays_are_not_forgotten_over_a_look_at_another_class_alone(monkeypatch, left_over):
@@ -376,8 +405,8 @@ def test_witnesses_are_groups_of_clean_classes_alone(convicted):
     groups = tuple((run.labels == label).nonzero().flatten()[:12] for label in findings.verdicts)
     found = witnesses_among((left, *groups), run, findings, everything, replace(QUICK, identification=settings))
     assert [int(run.labels[group[0]]) for group in found] == [7, 8, 9, 1, 2, 4]  # the most striking
-    few = witnesses_among(groups[:6], run, findings, everything, replace(QUICK, identification=settings))
-    assert few == ()  # four can't tell what is usual
+    few = [witnesses_among(groups[:count], run, findings, everything, QUICK) for count in (6, 7)]
+    assert [len(found) for found in few] == [0, 5]  # four can't tell what is usual
 
 
 def test_strays_hold_nobody_who_was_accused_or_acquitted_meanwhile(convicted):

@@ -190,9 +190,9 @@ def peak_memory(device: torch.device) -> tuple[int, int | None]:
 
 
 def machine(device: torch.device) -> str:
-    """The processor, how many there are, and the GPU if ``device`` is one."""
+    """The processor and its kind, how many there are, and the GPU if ``device`` is one."""
     gpu = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
-    return ", ".join([processor(), f"{os.cpu_count()} processors", *gpu])
+    return ", ".join([platform.machine(), processor(), f"{os.cpu_count()} processors", *gpu])
 
 
 def _found(case: Case, index: FolderIndex, examples: torch.Tensor, defended: Defended) -> dict:

@@ -81,18 +81,19 @@ def _over_seeds(group: list[dict]) -> dict[str, str]:
 
 
 def _rates(group: list[dict], lowest: Callable | None, highest: Callable | None) -> dict[str, str]:
-    """What the scans of the units found; with functions that find the worst, that of TPR and FPR as well; n if not all
-    were scanned."""
+    """What the scans of the units found; with functions that find the worst, that of TPR and FPR as well; n where not
+    all units have one."""
     found = [unit["detection"] for unit in group if "detection" in unit]
     filters = [unit["filters"]["random"] for unit in group if "filters" in unit]
     sums = {name: sum(one[name] for one in found) for name in COUNTS}
+    fewer = _fewer(len(found), group)
     return {
         "TPR": _mean([one["tpr"] for one in found], group, lowest),
         "FPR": _mean([one["fpr"] for one in found], group, highest),
         "AUROC": _mean([one["auroc"] for one in found], group),
         "random filter's TPR": _mean([one["tpr"] for one in filters], group),
-        "covers flagged": _of(sums["covers_flagged"], sums["covers"]),
-        "mislabelled flagged": _of(sums["mislabelled_flagged"], sums["mislabelled"]),
+        "covers flagged": _of(sums["covers_flagged"], sums["covers"], fewer),
+        "mislabelled flagged": _of(sums["mislabelled_flagged"], sums["mislabelled"], fewer),
     }
 
 
@@ -116,8 +117,8 @@ def _mean(values: list[float | None], group: list[dict], worst: Callable | None 
     return f"{fmean(known):.4f}" + (f" ({worst(known):.4f})" if worst else "") + _fewer(len(known), group)
 
 
-def _of(count: int, total: int) -> str:
-    return f"{count} of {total}" if total else NOTHING
+def _of(count: int, total: int, fewer: str) -> str:
+    return f"{count} of {total}{fewer}" if total else NOTHING
 
 
 def markdown(rows: list[dict[str, str]]) -> str:

@@ -17,6 +17,7 @@ from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN
 
 FEWEST_WITNESSES = 5
+LEAST_SPREAD = 0.05
 Groups = tuple[torch.Tensor, ...]
 
 
@@ -29,11 +30,16 @@ def find_strays(
     striking group of each class in it. Both with the most striking first.
     """
     strays = strays_among(dull, run, findings, examples, config)
+    if not strays:
+        return
     witnesses = witnesses_among(striking, run, findings, examples, config)
-    if strays and witnesses:
-        kept = findings.unsuspected(examples)
-        learned = warm_up(run, kept[~torch.isin(kept, torch.cat([*strays, *witnesses]))], config)
-        hear_strays(run, learned, findings, strays, witnesses, config)
+    if not witnesses:
+        what = "in convicted classes that no trigger tells are let be: too few classes are clean to compare them with"
+        run.notify(Note(f"{len(strays)} groups {what}"))
+        return
+    kept = findings.unsuspected(examples)
+    learned = warm_up(run, kept[~torch.isin(kept, torch.cat([*strays, *witnesses]))], config)
+    hear_strays(run, learned, findings, strays, witnesses, config)
 
 
 def strays_among(groups: Groups, run: Run, findings: Findings, examples: torch.Tensor, config: Config) -> Groups:
@@ -53,7 +59,8 @@ def witnesses_among(groups: Groups, run: Run, findings: Findings, examples: torc
     natural groups which it was trained without: of classes that came out clean, the first ``stray_witnesses``, and
     none where they are too few to say anything."""
     clean = {label for label, verdict in findings.verdicts.items() if verdict == CLEAN}
-    found = _left_of(groups, clean, run, findings, examples, config)[: config.identification.stray_witnesses]
+    most = config.identification.stray_witnesses
+    found = _left_of(groups, clean, run, findings, examples, config, most)
     return found if len(found) >= FEWEST_WITNESSES else ()
 
 
@@ -81,7 +88,7 @@ def hear_strays(
         return label, said.probabilities[:, label], affinity
 
     usual = torch.tensor([seen(group)[2] for group in witnesses])
-    limit = min(settings.stray_limit, _lowest_expected(usual, settings.stray_deviations))
+    limit = min(settings.stray_limit, lowest_expected(usual, settings.stray_deviations))
     for group in strays:
         label, own, affinity = seen(group)
         weight = settings.affinity_slope * (limit - affinity)
@@ -94,11 +101,12 @@ def hear_strays(
             run.notify(Note(f"{run.class_name(label)!r}: {len(accused)} more suspects, by their falsified label alone"))
 
 
-def _lowest_expected(values: torch.Tensor, deviations: float) -> float:
+def lowest_expected(values: torch.Tensor, deviations: float) -> float:
     """So many standard deviations below the middle of the ``values`` [K], by their median absolute deviation: a few of
-    them may lie far off."""
+    them may lie far off. A few that agree by chance aren't taken for less spread than ``LEAST_SPREAD``."""
     middle = values.quantile(0.5)
-    return float(middle - deviations * 1.4826 * (values - middle).abs().quantile(0.5))
+    spread = max(LEAST_SPREAD, 1.4826 * float((values - middle).abs().quantile(0.5)))  # of a Gaussian, by its median
+    return float(middle) - deviations * spread
 
 
 def _left_of(
@@ -108,20 +116,24 @@ def _left_of(
     findings: Findings,
     examples: torch.Tensor,
     config: Config,
+    most: int | None = None,
 ) -> Groups:
-    """What is left of those ``groups`` that lie in the classes ``labels``, where it is enough to stand apart.
+    """What is left of those ``groups`` that lie in the classes ``labels``, where it is enough to stand apart; of the
+    first ``most``.
 
     What was accused or acquitted meanwhile is no longer in them, no file is in two, and half of what is left of a class
     stays, to learn the class from.
     """
-    taken, chosen = torch.zeros(len(run.labels), dtype=torch.bool), []
+    taken, chosen = torch.zeros(len(run.labels), dtype=torch.bool), list[torch.Tensor]()
     for group in groups:
         label = int(run.labels[group[0]])
+        if label not in labels or len(chosen) == most:
+            continue
         left = examples[(run.labels[examples] == label) & ~findings.suspects[examples]]
         group = group[~(findings.suspects | findings.acquitted | taken)[group]]
         few = len(group) < config.separation.minimum_group
-        most = 2 * (int(taken[left].sum()) + len(group)) > len(left)
-        if label in labels and not (few or most):
+        too_many = 2 * (int(taken[left].sum()) + len(group)) > len(left)
+        if not (few or too_many):
             taken[group] = True
             chosen.append(group)
     return tuple(chosen)

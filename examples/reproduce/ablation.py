@@ -1,12 +1,13 @@
 """What one look at a folder sees with each setting moved alone, from the same trained network where that allows it.
 
-    python examples/reproduce/ablation.py ./cifar10 runs --attacks wanet none
+    python examples/reproduce/ablation.py ./cifar10 looks --attacks wanet none
 
 ``./cifar10`` holds ``train/`` and ``test/`` in ImageFolder layout (``advrbd bench download cifar10 .``). Each attack is
-planted once in a draw of it, the settings take turns, and each leaves a JSON in ``runs``; the same command again does
+planted once in a draw of it, the settings take turns, and each leaves a JSON in ``looks``; the same command again does
 what is missing. The table is printed last. It is the first look alone, without a second opinion: *planted* is how
 ambiguous the poisoned class was to the enhanced models, *natural* the least ambiguous of the other classes that were
-examined, and what matters is the gap between the two. No file is suspected where the planted class isn't convicted.
+examined, and what matters is the gap between the two. No file is suspected where the planted class isn't convicted. A
+row that equals that of the defaults to the last digit moved nothing: a folder's size limits the warm-up's length, too.
 """
 
 import argparse
@@ -18,19 +19,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from advrbd.attacks import ATTACKS
+from advrbd.attacks.base import POISON
 from advrbd.benchmark.case import Case, lay_out, open_case
 from advrbd.benchmark.defences import circumstances
 from advrbd.benchmark.matrix import NO_ATTACK, Unit
 from advrbd.benchmark.metrics import detection
 from advrbd.benchmark.settings import parse_overrides, shown
 from advrbd.benchmark.tables import NOTHING, markdown
-from advrbd.config import Config, TrainingSettings
+from advrbd.config import Config
 from advrbd.data.folder import OK
-from advrbd.errors import AdvrbdError
+from advrbd.errors import AdvrbdError, BenchmarkError
 from advrbd.method.control import plant_control
 from advrbd.method.findings import Findings
 from advrbd.method.look import Look, look
 from advrbd.method.warm_up import Learned, warm_up
+from advrbd.model.device import choose_device, repeatable
 from advrbd.preparation import usable
 from advrbd.reports.report import FileResult
 from advrbd.writing import write_whole
@@ -57,16 +60,18 @@ def units(base: Unit) -> Iterator[Unit]:
         yield replace(base, overrides=(*base.overrides, *parse_overrides([text])))
 
 
-def measure(case: Case, unit: Unit, networks: dict[TrainingSettings, Learned]) -> dict:
-    """What a look sees with the settings of ``unit``; ``networks`` holds what was trained already, by its settings."""
+def measure(case: Case, unit: Unit, networks: dict[tuple, Learned]) -> dict:
+    """What a look sees with the settings of ``unit``; ``networks`` holds what was trained already, by how it was."""
     (index, run), config = case.prepared, unit.config
     run.generator.manual_seed(config.seed)
     examples = usable(index)
-    if config.warm_up not in networks:
-        networks[config.warm_up] = warm_up(run, examples, config, plant_control(run, examples, config))
+    training = replace(config.warm_up, epochs=0), config.warm_up.length(len(examples))
+    if training not in networks:
+        networks[training] = warm_up(run, examples, config, plant_control(run, examples, config))
     run.generator.manual_seed(config.seed + 1)  # draws like those of the others
     findings, started = Findings.nothing(len(run.labels)), time.perf_counter()
-    seen = look(run, networks[config.warm_up], config, findings, None)
+    findings.looks = 1
+    seen = look(run, networks[training], config, findings, None)
     seconds = round(time.perf_counter() - started, 1)
     found = {"look_seconds": seconds, "control_found": findings.control_found, "cautions": findings.cautions}
     return unit.as_dict() | circumstances(config) | found | _judged(case, seen)
@@ -77,14 +82,15 @@ def _judged(case: Case, seen: Look) -> dict:
     rows = zip(usable(index).tolist(), seen.found.suspects.tolist(), seen.found.score.tolist(), strict=True)
     files = [FileResult(index.files[at].path, "", OK, "", suspect, score) for at, suspect, score in rows]
     counts = detection(files, case.role)
-    told = {label: entry["ambiguity"] for label, entry in seen.found.evidence.items() if "ambiguity" in entry}
-    planted = told.pop(case.unit.target, None) if case.unit.attack != NO_ATTACK else None
     rates = {"tpr": counts.true_positive_rate, "fpr": counts.false_positive_rate, "auroc": counts.auroc}
     of_poison = {} if counts.poisoned else dict.fromkeys(("tpr", "auroc"))  # JSON has no NaN
+    poisoned = {entry.label for entry in case.planted if entry.role == POISON}
+    told = {run.class_name(label): entry.get("ambiguity") for label, entry in seen.found.evidence.items()}
+    examined = {name: ambiguity for name, ambiguity in told.items() if ambiguity is not None}
     return {
         "detection": asdict(counts) | rates | of_poison,
-        "planted": planted,
-        "natural": min(told.values(), default=None),
+        "planted": min((examined[name] for name in examined if name in poisoned), default=None),
+        "natural": min((examined[name] for name in examined if name not in poisoned), default=None),
         "verdicts": {run.class_name(label): verdict for label, verdict in seen.found.verdicts.items()},
     }
 
@@ -117,18 +123,26 @@ def _number(value: float | None, places: int = 3) -> str:
 
 
 def measured(base: Unit, work: Path) -> list[dict]:
-    """The results of the unit and of those with a setting moved: what is missing in ``work`` is measured first."""
-    places = {unit: work / f"{unit.name}.json" for unit in units(base)}
-    missing = [unit for unit, place in places.items() if not place.exists()]
+    """The results of the unit and of those with a setting moved: what is missing in ``work`` is measured first.
+
+    Raises ``BenchmarkError`` where there is a result of other versions, defaults or machines.
+    """
+    places = {unit: work / f"{unit.name}.look.json" for unit in units(base)}
+    known = {unit: json.loads(place.read_bytes()) for unit, place in places.items() if place.exists()}
+    for unit, entry in known.items():
+        if not entry.items() >= circumstances(unit.config).items():
+            raise BenchmarkError(f"{places[unit]} is of other versions, defaults or machines; use another folder")
+    missing = [unit for unit in places if unit not in known]
     if missing:
-        networks: dict[TrainingSettings, Learned] = {}
-        with tempfile.TemporaryDirectory() as directory:
+        networks: dict[tuple, Learned] = {}
+        with tempfile.TemporaryDirectory() as directory, repeatable(choose_device(base.device)):
             lay_out(base, Path(directory))
             case = open_case(base, Path(directory), Path(directory, "report.json"), {})
             for unit in missing:
-                write_whole(places[unit], json.dumps(measure(case, unit, networks), indent=1).encode())
+                known[unit] = measure(case, unit, networks)
+                write_whole(places[unit], json.dumps(known[unit], indent=1).encode())
                 print(unit.name, flush=True)
-    return [json.loads(place.read_bytes()) for place in places.values()]
+    return [known[unit] for unit in places]
 
 
 def main() -> None:
