@@ -147,10 +147,15 @@ def test_every_number_of_parts_has_its_places_and_near_copies_take_none():
     assert candidates((weaker, clearest, last, smaller, small, same), settings) == (clearest, small, smaller)
 
 
-def test_the_most_striking_group_of_each_class_is_no_half_of_it():
-    half, clear, faint = (split_of(0, parts, range(40), far) for parts, far in ((2, 9.0), (4, 3.0), (8, 2.0)))
-    other, larger = split_of(1, 8, range(100, 140), 4.0), split_of(2, 8, range(200, 300), 3.0)
-    assert most_striking((half, faint, other, clear, larger)) == (other, larger, clear)
+def test_the_most_striking_group_of_each_class_is_a_small_part_of_it():
+    half, quarter, faint = (split_of(0, parts, range(40), far) for parts, far in ((2, 9.0), (4, 8.0), (8, 2.0)))
+    clear, other, larger = (
+        split_of(0, 8, range(50, 90), 3.0),
+        split_of(1, 8, range(100, 140), 4.0),
+        split_of(2, 8, range(200, 300), 3.0),
+    )
+    assert most_striking((half, faint, other, clear, quarter, larger)) == (other, larger, clear)
+    assert most_striking(()) == ()
 
 
 def test_more_classes_have_more_candidates():

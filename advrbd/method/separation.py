@@ -101,9 +101,9 @@ def candidates(splits: tuple[Split, ...], settings: SeparationSettings) -> tuple
 
 
 def most_striking(splits: tuple[Split, ...]) -> tuple[Split, ...]:
-    """The split of each class that stands out most, without the cuts in two: those that stand out most first."""
-    leading: dict[int, Split] = {}
-    for split in sorted((split for split in splits if split.parts > 2), key=lambda split: -_standing(split)):
+    """The split of each class that stands out most of those with the most parts: those that stand out most first."""
+    parts, leading = max((split.parts for split in splits), default=0), dict[int, Split]()
+    for split in sorted((split for split in splits if split.parts == parts), key=lambda split: -_standing(split)):
         leading.setdefault(split.label, split)
     return tuple(leading.values())
 
