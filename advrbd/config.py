@@ -4,7 +4,7 @@ The paper's own constants are not known; these were chosen by experiment (exampl
 """
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class TrainingSettings:
         if self.plenty_steps:
             epochs = min(epochs, max(self.fewest_epochs, self.plenty_steps // steps, needed))
         return batch_size, steps, epochs
+
+    def halved(self) -> "TrainingSettings":
+        """The same with half of the epochs, where ``minimum_steps`` doesn't ask for more."""
+        epochs, fewest = max(1, self.epochs // 2), max(1, self.fewest_epochs // 2)
+        return replace(self, epochs=epochs, fewest_epochs=fewest, plenty_steps=self.plenty_steps // 2)
 
 
 @dataclass(frozen=True)
@@ -114,9 +119,11 @@ class IdentificationSettings:
     and 1 is looked into twice. ``even_odds``: the enhanced probability at which a file of a convicted class is as
     likely poisoned as not. ``affinity_limit``: the affinity of a class's suspects to their label that speaks neither
     for nor against a trigger; less of it moves the log-odds by up to ``most_for``, more by up to ``most_against``.
-    ``stray_limit``: the affinity at which a group that no trigger tells, in a class with falsified labels, is as likely
-    natural as not, or what lies ``stray_deviations`` below the middle of up to ``stray_witnesses`` natural groups'
-    affinities, where that is less; with fewer than five of those, no such group is accused.
+    ``held_out_limit``: the affinity at which a group that no trigger tells surely is as likely natural as mislabelled,
+    where natural ones have more. For a stray, in a class with falsified labels, what lies ``stray_deviations`` below
+    the middle of small natural groups' is the limit if that is less, for any other group what lies
+    ``held_out_margin`` below the lowest of them. ``falsified_ambiguity_limit``: the ambiguity at which another group,
+    if mislabelled, is as likely label noise as planted.
     """
 
     ambiguity_limit: float = 0.33
@@ -129,9 +136,10 @@ class IdentificationSettings:
     affinity_slope: float = 12.0
     most_for: float = 1.2
     most_against: float = 3.0
-    stray_limit: float = 0.6
+    held_out_limit: float = 0.6
+    held_out_margin: float = 0.05
     stray_deviations: float = 3.0
-    stray_witnesses: int = 25
+    falsified_ambiguity_limit: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ class Plan:
     ``statuses`` counts the files by their status as far as it is known before they are opened. ``passes``: how often
     each image goes through the network in one look, by purpose; besides, up to ``groups`` groups get trainings that
     show ``group_images`` images each. ``pixels_place`` is the folder of their temporary file, or ``memory``.
-    ``tables``: what is kept of the images besides their pixels. ``peak_memory`` is that of the whole process; of a
+    ``tables``: what is kept of the images besides their pixels. ``first_look_seconds`` is with the hearing of what it
+    leaves, which a scan that finds nothing ends with. ``peak_memory`` is that of the whole process; of a
     temporary file, the system keeps in memory what it has room for.
     """
 
@@ -79,6 +80,7 @@ def make_plan(
     passes, groups, group_images = _passes(count, config), _groups(spec, config), _group_images(config)
     trained = passes["training"] + passes["scoring"] * _work_of_scoring(config) + passes["inference"] * FORWARD
     look = (count * trained + groups * group_images) / speed
+    heard = count * config.warm_up.halved().length(count)[2] / speed if config.looks > 1 else 0.0
     return Plan(
         files=len(index.files),
         statuses=dict(statuses),
@@ -97,7 +99,7 @@ def make_plan(
         peak_memory=before + batches + tables + (pixels if held else 0),
         images_per_second=round(speed, 1),
         decoding_seconds=round(decoding_seconds(index, spec.image_size, config.decoding), 1),
-        first_look_seconds=round(look + 2 * group_images / speed, 1),  # with the control, both of its halves
+        first_look_seconds=round(look + 2 * group_images / speed + heard, 1),  # with the control, both of its halves
         other_look_seconds=round(look, 1),
     )
 

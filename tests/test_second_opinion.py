@@ -14,10 +14,10 @@ from advrbd.data.pixels import Pixels
 from advrbd.events import Note
 from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
+from advrbd.method.held_out import FEWEST_WITNESSES, HeldOut, Left, hear, hold_out, lowest_expected
 from advrbd.method.look import find
 from advrbd.method.second_opinion import affinity_to
 from advrbd.method.separation import Split
-from advrbd.method.strays import hear_strays, lowest_expected, strays_among, witnesses_among
 from advrbd.method.warm_up import Learned
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
@@ -63,6 +63,10 @@ def test_the_affinity_of_a_suspect_taken_for_a_class_without_images_is_even(rows
     assert held_against(rows, suspects, 0) == 0.5
 
 
+def unasked(split: Split, *_: object) -> Enhanced:
+    raise AssertionError(f"nothing is to be asked about a group of {split.label}")
+
+
 @pytest.mark.parametrize(
     ("falsified", "are_usual", "accused"), [(30, True, 30), (15, True, 0), (30, False, 0)], ids=["all", "half", "weak"]
 )
@@ -79,7 +83,14 @@ def test_a_stray_lies_below_the_limit_and_below_what_natural_groups_show(rows, f
     findings.evidence[0] = {"conviction": 0.97}
     everything = torch.arange(len(rows.labels))
     learned = Learned(Rows(CLASSES), everything[~torch.isin(everything, torch.cat([group, *witnesses]))])
-    hear_strays(rows, learned, findings, (group,), witnesses, QUICK)
+    strays, others = (
+        (Split(int(rows.labels[one[0]]), 8, one, 5.0, 5.0) for one in some) for some in ([group], witnesses)
+    )
+    nobody = torch.zeros(len(everything), dtype=torch.bool)
+    groups = HeldOut(tuple(strays), others := tuple(others), others, nobody)
+    assert (
+        hear(rows, learned, Left(everything, (), (), nobody.float(), nobody, unasked), groups, findings, QUICK) is None
+    )
     assert findings.suspects.nonzero().flatten().tolist() == list(range(accused))
 
 
@@ -90,7 +101,7 @@ def test_what_is_expected_of_natural_groups_withstands_an_odd_one_and_chance():
     assert lowest_expected(torch.full((5,), 0.5), 3.0) == pytest.approx(0.35)  # five that agree by chance
 
 
-SHORT = TrainingSettings(epochs=8, minimum_steps=0, batch_size=32)
+SHORT = TrainingSettings(epochs=8, minimum_steps=100, batch_size=32)
 QUICK = Config(
     model="test_resnet",
     device="cpu",
@@ -129,10 +140,10 @@ def found_when_sharp(
     def separate(_outputs, shown, *_):
         examined.append([])
         splits = []
-        for number, (since, group, *_) in enumerate(groups):
+        for number, (since, group, *in_doubt) in enumerate(groups):
             label = int(labels[group[0]])
             at = (shown == label).nonzero().flatten()[10 * number : 10 * number + 10]
-            if since == NEVER:  # all that there is of it is what was cut out
+            if since == NEVER or in_doubt:  # all that there is of it is what was cut out
                 at = torch.isin(looked_at[-1], group).nonzero().flatten()
             splits.append(Split(label, 2, at, 5.0, float(number)))
         apart = [torch.isin(looked_at[-1], group).nonzero().flatten() for group in witnesses]
@@ -180,9 +191,9 @@ def test_a_natural_group_that_looks_planted_is_acquitted(monkeypatch, some_digit
     assert not found.exhausted
 
 
-def strangers(labels: torch.Tensor, label: int, first: int = 0) -> torch.Tensor:
-    """Positions of four images of every other class, from the one with the number ``first`` on."""
-    chosen = [(labels == other).nonzero().flatten()[first : first + 4] for other in range(10) if other != label]
+def strangers(labels: torch.Tensor, label: int, first: int = 0, each: int = 4) -> torch.Tensor:
+    """Positions of ``each`` images of every other class, from the one with the number ``first`` on."""
+    chosen = [(labels == other).nonzero().flatten()[first : first + each] for other in range(10) if other != label]
     return torch.cat(chosen).sort().values
 
 
@@ -389,31 +400,113 @@ def convicted(left_over) -> tuple[Run, Findings, torch.Tensor, torch.Tensor]:
     return Run(Pixels(images), labels, spec, choose_device("cpu"), generator), findings, group, left
 
 
+def apart(run: Run, *groups: torch.Tensor, striking: Sequence[torch.Tensor] = ()) -> Left:
+    """What a look at everything leaves: the ``groups`` that it examined and small parts that were ``striking``."""
+    dull, small = ([Split(int(run.labels[one[0]]), 8, one, 5.0, 5.0) for one in some] for some in (groups, striking))
+    nothing = torch.zeros(len(run.labels))
+    return Left(torch.arange(len(run.labels)), tuple(dull), tuple(small), nothing, nothing > 0, unasked)
+
+
 def test_strays_are_only_in_classes_whose_labels_were_falsified(convicted):
     run, findings, _, left = convicted
-    everything, sevens = torch.arange(len(run.labels)), (run.labels == 7).nonzero().flatten()[:12]
-    found = strays_among((sevens, left), run, findings, everything, QUICK)
-    assert [group.tolist() for group in found] == [left.tolist()]  # wrong labels among the sevens are no backdoor
+    findings.verdicts |= {3: POISONED, 7: CLEAN}
+    sevens = (run.labels == 7).nonzero().flatten()[:12]
+    found = hold_out(run, apart(run, sevens, left), findings, QUICK)
+    assert [split.group.tolist() for split in found.strays] == [left.tolist()]
+    assert [split.group.tolist() for split in found.others] == [sevens.tolist()]
     findings.evidence[3]["affinity"] = 0.9
-    assert strays_among((left,), run, findings, everything, QUICK) == ()  # a clean-label attack has no false labels
+    found = hold_out(run, apart(run, left), findings, QUICK)
+    assert (found.strays, found.others) == ((), ())  # a clean-label attack has no false labels
 
 
-def test_witnesses_are_groups_of_clean_classes_alone(convicted):
+def test_witnesses_are_small_groups_of_clean_classes_alone(convicted):
     run, findings, _, left = convicted
-    everything, settings = torch.arange(len(run.labels)), replace(QUICK.identification, stray_witnesses=6)
-    findings.verdicts |= {3: POISONED, 5: SUSPICIOUS} | dict.fromkeys((7, 8, 9, 1, 2, 4, 6), CLEAN)
-    groups = tuple((run.labels == label).nonzero().flatten()[:12] for label in findings.verdicts)
-    found = witnesses_among((left, *groups), run, findings, everything, replace(QUICK, identification=settings))
-    assert [int(run.labels[group[0]]) for group in found] == [7, 8, 9, 1, 2, 4]  # the most striking
-    few = [witnesses_among(groups[:count], run, findings, everything, QUICK) for count in (6, 7)]
-    assert [len(found) for found in few] == [0, 5]  # four can't tell what is usual
+    findings.verdicts |= {3: POISONED, 5: SUSPICIOUS} | dict.fromkeys((7, 8, 9), CLEAN)
+    threes, fives, *others = ((run.labels == label).nonzero().flatten()[:12] for label in findings.verdicts)
+    both = apart(run, left, fives, *others, striking=[threes[:11], others[0][:5], others[1]])
+    half = replace(both.dull[2], parts=2)
+    found = hold_out(run, replace(both, dull=(*both.dull[:2], half, *both.dull[3:])), findings, QUICK)
+    assert [split.label for split in found.others] == [5, 7, 8, 9]
+    assert [split.label for split in found.witnesses] == [8, 9]
 
 
-def test_strays_hold_nobody_who_was_accused_or_acquitted_meanwhile(convicted):
+def test_held_out_is_nobody_who_was_accused_or_acquitted_meanwhile(convicted):
     run, findings, group, left = convicted
-    everything = torch.arange(len(run.labels))
-    assert len(strays_among((left, left[::2]), run, findings, everything, QUICK)) == 1  # nobody is heard twice
+    findings.verdicts[3] = POISONED
+    assert len(hold_out(run, apart(run, left, left[::2]), findings, QUICK).strays) == 1  # nobody is heard twice
     findings.suspects[left[:5]] = findings.acquitted[left[5:8]] = True
-    (found,) = strays_among((torch.cat([group, left]),), run, findings, everything, QUICK)
-    assert torch.equal(found, left[8:])
-    assert strays_among((left[:17],), run, findings, everything, QUICK) == ()  # too few are left to stand apart
+    (found,) = hold_out(run, apart(run, torch.cat([group, left])), findings, QUICK).strays
+    assert torch.equal(found.group, left[8:])
+    assert hold_out(run, apart(run, left[:17]), findings, QUICK).strays == ()  # too few are left to stand apart
+
+
+def test_what_is_most_like_a_group_is_held_out_with_it_until_half_of_the_class_is_left(convicted):
+    """What is left of a faint trigger's files teaches a model the trigger, and so the label of the rest."""
+    run, findings, group, left = convicted
+    findings.verdicts[3] = POISONED
+    threes = true_threes(run.labels, group, left)
+    likeness = torch.zeros(len(run.labels))
+    likeness[threes] = torch.linspace(0.4, 0.9, len(threes))
+    likeness[run.labels != 3] = 1.0
+    found = hold_out(run, replace(apart(run, left), likeness=likeness), findings, QUICK)
+    room = (len(threes) + len(left)) // 2 - len(left)
+    assert 0 < room < (likeness[threes] > 0.5).sum()
+    assert torch.equal(found.unknown.nonzero().flatten(), torch.cat([left, threes[-room:]]).sort().values)
+    found = hold_out(run, replace(apart(run, left), likeness=0.5 * likeness), findings, QUICK)
+    assert torch.equal(found.unknown.nonzero().flatten(), left)  # nothing is more like it than not
+
+
+@pytest.fixture(scope="module")
+def many_falsified() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As ``falsified``, with enough files for their labels to be surely false.
+
+    Nines are called 3 here, and threes 9: to such a model, other digits have something of a three.
+    """
+    images, labels = (torch.from_numpy(some[:1000]) for some in digits()[:2])
+    labels = torch.tensor([0, 1, 2, 9, 4, 5, 6, 7, 8, 3])[labels.long()]
+    group = strangers(labels, 3, each=8)
+    labels[group] = 3
+    return images, labels, group
+
+
+def test_a_group_too_ambiguous_to_convict_is_found_by_its_falsified_labels_as_well(monkeypatch, many_falsified):
+    images, labels, group = many_falsified
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group, 0.6), witnesses=ordinary(labels))
+    assert found.verdicts[3] == POISONED, told
+    assert torch.equal(found.suspects.nonzero().flatten(), group)
+    assert found.evidence[3]["ambiguity"] == 0.6
+    assert found.evidence[3]["affinity"] < 0.65
+    assert (found.suggested[group] >= 0).all()
+    assert (found.looks, found.exhausted) == (2, False)  # what else it hid was looked for
+    assert sum("don't show what their label says" in message for message in told) == 1
+
+
+@pytest.mark.parametrize(
+    ("each", "ambiguity", "compared"),
+    [(72, 2.0, 9), (0, 0.6, 9), (72, 0.6, FEWEST_WITNESSES - 1), (18, 0.6, 9)],
+    ids=["label noise", "natural", "nothing to compare with", "few files"],
+)
+def test_neither_a_falsified_label_nor_an_ambiguous_answer_is_enough(
+    monkeypatch, many_falsified, each, ambiguity, compared
+):
+    images, labels, group = many_falsified
+    group = group[torch.arange(len(group)) % 72 % (72 // each) == 0] if each else true_threes(labels, group)[::2]
+    witnesses = ordinary(labels)[:compared]
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group, ambiguity), witnesses=witnesses)
+    assert (found.verdicts[3], found.looks) == (CLEAN, 1), told
+    assert not found.suspects.any()
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_who_only_the_label_tells_is_told_where_no_look_is_left(monkeypatch, many_falsified, looks):
+    """A single look hears nobody; the last one of several can't see what else was hidden."""
+    images, labels, group = many_falsified
+    later = strangers(labels, 7, first=8)
+    later, labels = later[~torch.isin(later, group)], labels.clone()
+    labels[later] = 7
+    groups = (1, later), (1, group, 0.6)
+    witnesses = [one for one in ordinary(labels) if labels[one[0]] != 7]
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, *groups, looks=looks, witnesses=witnesses)
+    assert found.verdicts[7] == POISONED
+    assert found.verdicts[3] == (CLEAN if looks == 1 else POISONED), told
+    assert found.exhausted

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from advrbd.config import Config, EnhancementSettings
 from advrbd.method.enhancement import Enhanced, mean_of
 from advrbd.method.identification import is_certain, is_sharp
@@ -17,13 +15,13 @@ Enhance = Callable[[Split, EnhancementSettings], Enhanced]
 @dataclass
 class Examined:
     """What the examination of all groups gave: the answers that count (``enhanced``); the classes with groups
-    ``waiting`` behind a sharp one, unexamined or in doubt; the ``dull`` groups, as positions int64 [K] among the images
-    looked at, that were examined and that no trigger tells.
+    ``waiting`` behind a sharp one, unexamined or in doubt; the ``dull`` groups and the answers about
+    them, that no trigger tells surely.
     """
 
     enhanced: list[Enhanced] = field(default_factory=list)
     waiting: set[int] = field(default_factory=set)
-    dull: list[torch.Tensor] = field(default_factory=list)
+    dull: list[tuple[Split, Enhanced]] = field(default_factory=list)
 
 
 def examine(
@@ -46,7 +44,7 @@ def examine(
             continue
         if not all(is_certain(entry, limits) for _, entry in judged):
             in_doubt.add(split.label)
-        examined.dull += [half.group for half, _ in judged]
+        examined.dull += judged
     examined.waiting |= sharp & in_doubt
     return examined
 

@@ -3,25 +3,25 @@
 A second look sees what the first one hid: another group, another class, a trigger that the first short training had
 hardly learned. Its model was trained without the suspects of the first, so before it looks, it can say what they really
 show. Where all of them turn out to be natural, nothing was hidden, and only what waited behind them needs a look.
-What stands apart in a convicted class at the end, without a trigger that tells it, is heard as well: its labels may be
-as false.
+What stands apart at the end, without a trigger that tells it surely, is heard as well: its labels may be false.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from advrbd.config import Config
+from advrbd.config import Config, EnhancementSettings
 from advrbd.events import Caution, Note
 from advrbd.method.control import find_control, plant_control, with_copies
-from advrbd.method.enhancement import enhance
+from advrbd.method.enhancement import Enhanced, enhance
 from advrbd.method.examination import examine
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import hear_suspects, is_acquitted
+from advrbd.method.held_out import Left, hear_held_out
 from advrbd.method.identification import Identification, for_groups, identify
 from advrbd.method.partition import partition
 from advrbd.method.separation import Split, candidates, most_striking, separate
-from advrbd.method.strays import find_strays
 from advrbd.method.warm_up import Learned, warm_up
 from advrbd.model.inference import Predictions
 from advrbd.model.run import Run
@@ -32,14 +32,12 @@ LEARNED = 0.3  # of the way from guessing the largest class to perfection, on th
 
 @dataclass(frozen=True)
 class Look:
-    """What one look saw: what it ``found``; the classes with groups ``waiting`` for another look; the ``dull`` groups,
-    int64 [K] each, that were examined and that no trigger tells; the most ``striking`` group of each class, int64 [K],
-    the most striking first."""
+    """What one look saw: what it ``found``; the classes with groups ``waiting`` for another look; what is ``left`` of
+    those that stood apart."""
 
     found: Identification
     waiting: set[int]
-    dull: tuple[torch.Tensor, ...]
-    striking: tuple[torch.Tensor, ...]
+    left: Left
 
 
 def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
@@ -52,28 +50,27 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     """
     findings, planted = Findings.nothing(len(run.labels)), 1
     only: set[int] | None = None
-    dull: tuple[torch.Tensor, ...] = ()
-    striking: tuple[torch.Tensor, ...] = ()
     learned = warm_up(run, examples, config, plant_control(run, examples, config))
     while True:
         findings.looks += 1
         seen, looked_at = look(run, learned, config, findings, only), learned.examples
-        _merge(run, findings, looked_at, seen.found)
         if only is None:
-            dull, striking = seen.dull, seen.striking
+            left = seen.left
+        learned = _set_aside(run, findings, looked_at, seen.found, examples, config) or learned
         fresh, last = looked_at[seen.found.suspects], findings.looks >= config.looks
         waiting = seen.waiting & set(run.labels[fresh].tolist())  # what stays where it was would be in their way again
-        if len(fresh):
-            run.notify(Note(f"look {findings.looks}: {len(fresh)} suspects found and set aside"))
-            if config.looks > 1:
-                learned = warm_up(run, findings.unsuspected(examples), config)
-                hear_suspects(run, learned, findings, examples, config)
         stands, only = bool(findings.suspects[fresh].any()), None
+        lost = not (findings.blind or findings.control_found) and planted < config.controls
+        if config.looks > 1 and not findings.blind and (last or not (stands or waiting or lost)):
+            more = hear_held_out(run, left, findings, examples, config)
+            if more:
+                learned = _set_aside(run, findings, left.examples, more, examples, config) or learned
+                stands = stands or bool(findings.suspects[left.examples[more.suspects]].any())
         if last:
             break
         if stands:
             continue
-        if not (findings.blind or findings.control_found) and planted < config.controls:
+        if lost:
             run.notify(Note(f"look {findings.looks}: the control was not found; looking again, with another"))
             kept, planted = findings.unsuspected(examples), planted + 1
             learned = warm_up(run, kept, config, plant_control(run, kept, config))
@@ -85,7 +82,6 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
         findings.exhausted = True
         what = f"look {findings.looks}, the last one allowed, still found suspects; there may be more"
         _caution(run, findings, what)
-    find_strays(run, dull, striking, findings, examples, config)
     for label in run.labels[examples].unique().tolist():
         findings.verdicts.setdefault(label, UNEXAMINED)  # too small or too uniform to be cut
     _admit_blindness(run, findings)
@@ -115,15 +111,17 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
     if only is not None:
         splits = tuple(split for split in splits if split.label in only)
         chosen = candidates(splits, config.separation)
-    examined = examine(
-        chosen,
-        lambda split, settings: enhance(run, network, examples, split, seeds, settings),
-        lambda entry: is_acquitted(entry, examples, findings),
-        config,
-    )
+
+    def ask(seeds: torch.Tensor, split: Split, settings: EnhancementSettings) -> Enhanced:
+        return enhance(run, network, examples, split, seeds, settings)
+
+    examined = examine(chosen, partial(ask, seeds), lambda entry: is_acquitted(entry, examples, findings), config)
     found = identify(labels, splits, tuple(examined.enhanced), config.identification)
-    groups = (examined.dull, [split.group for split in most_striking(splits)])
-    return Look(found, examined.waiting, *(tuple(examples[group] for group in some) for some in groups))
+    likeness = torch.zeros(count)
+    for _, said in examined.dull:
+        likeness = torch.maximum(likeness, said.probability)
+    dull = tuple(split for split, _ in examined.dull)
+    return Look(found, examined.waiting, Left(examples, dull, most_striking(splits), likeness, seeds, ask))
 
 
 def has_learned(accuracy: float, labels: torch.Tensor) -> bool:
@@ -167,6 +165,22 @@ def _admit_blindness(run: Run, findings: Findings) -> None:
     if findings.blind:
         for label, verdict in findings.verdicts.items():
             findings.verdicts[label] = UNEXAMINED if verdict == CLEAN else verdict
+
+
+def _set_aside(
+    run: Run, findings: Findings, looked_at: torch.Tensor, found: Identification, examples: torch.Tensor, config: Config
+) -> Learned | None:
+    """Add what was ``found`` among the images ``looked_at`` (int64 [K]) to the ``findings``, and hear the suspects by a
+    network that is trained without them, unless a single look was asked for; that network, if there is one."""
+    _merge(run, findings, looked_at, found)
+    if not found.suspects.any():
+        return None
+    run.notify(Note(f"look {findings.looks}: {int(found.suspects.sum())} suspects found and set aside"))
+    if config.looks == 1:
+        return None
+    learned = warm_up(run, findings.unsuspected(examples), config)
+    hear_suspects(run, learned, findings, examples, config)
+    return learned
 
 
 def _merge(run: Run, findings: Findings, kept: torch.Tensor, found: Identification) -> None:

@@ -15,7 +15,7 @@ from advrbd.model.factory import Network
 from advrbd.model.run import Run
 
 PLAIN = 0.95
-FEWEST = 20
+FEWEST = 50
 
 
 @dataclass(frozen=True)
@@ -62,27 +62,31 @@ def affinity_to(label: int, logits: torch.Tensor, run: Run, network: Network, ke
     """How much more S suspects have of the class ``label`` than what looks like them.
 
     ``logits`` float32 [S, classes], of 1 suspect or more, are what ``network`` says of them and their mirror images; it
-    was trained on the images ``kept`` (int64 [K]) alone. In 0..1: the probability that ``label`` comes
-    earlier among the classes that it sees in a suspect than among those that it sees in a kept image of the class that
-    it takes the suspect for (ties count half), and 1 for a suspect taken for ``label`` itself. One half for a falsified
-    label, whatever the model is worth; a cat is told from a dog by cats only, so the source of a source-specific
+    was trained on the images ``kept`` (int64 [K]) alone. In 0..1: the probability that ``label`` has more of what the
+    network leaves to other classes than the one it takes a suspect for, than it has in a kept image of that class
+    (ties count half), and 1 for a suspect taken for ``label`` itself. One half for a falsified label, whatever the
+    model is worth and however sure it is; a cat is told from a dog by cats only, so the source of a source-specific
     attack may be close to its target.
     """
-    seen, ranks, total = logits.argmax(dim=1), _ranks(logits, label), 0.0
+    seen, shares, total = logits.argmax(dim=1), _shares(logits)[:, label], 0.0
     for other in seen.unique().tolist():
-        mine = ranks[seen == other]
-        like = kept[run.labels[kept] == other][: max(FEWEST, len(mine))]
+        mine = shares[seen == other]
         if other == label:
             total += len(mine)
-        elif len(like) == 0:  # of a class without any image, nothing can be said
+            continue
+        like = kept[run.labels[kept] == other][: max(FEWEST, len(mine))]
+        said = run.infer(network, like, mirror=True).logits if len(like) else logits[:0]
+        theirs = _shares(said)[said.argmax(dim=1) == other, label]
+        if len(theirs):
+            more, same = mine[:, None] > theirs, mine[:, None] == theirs
+            total += float((more.float() + same / 2).mean(dim=1).sum())
+        else:  # of a class without any image that the model knows, nothing can be said
             total += len(mine) / 2
-        else:
-            theirs = _ranks(run.infer(network, like, mirror=True).logits, label)
-            earlier, same = mine[:, None] < theirs, mine[:, None] == theirs
-            total += float((earlier.float() + same / 2).mean(dim=1).sum())
     return total / len(logits)
 
 
-def _ranks(logits: torch.Tensor, label: int) -> torch.Tensor:
-    """How many classes come before ``label`` in each row of the ``logits`` [M, classes], int64 [M]."""
-    return (logits > logits[:, label, None]).sum(dim=1)
+def _shares(logits: torch.Tensor) -> torch.Tensor:
+    """What each class has, as log-probabilities, of what is left to all but the first in each row of the ``logits``
+    [M, classes]."""
+    first = logits.argmax(dim=1, keepdim=True)
+    return logits.scatter(1, first, -torch.inf).log_softmax(dim=1)

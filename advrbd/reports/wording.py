@@ -54,7 +54,7 @@ FIGURES = {  # key in the evidence: name, format, meaning
     "affinity": (
         "Affinity to their label",
         "{:.0%}",
-        "How often that model places the label earlier for a suspect than for an image that looks alike to it and has "
+        "How often that model sees more of the label in a suspect than in an image that looks alike to it and has "
         "another label. About 50 % where labels were falsified. Near 100 % the suspects are what their label says: "
         "natural, or a clean-label attack.",
     ),

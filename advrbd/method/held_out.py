@@ -1,0 +1,196 @@
+"""What enhancement can't tell, asked by its label (ours, not the paper's).
+
+Of the groups that stood apart some are left at the end that no trigger tells, or none tells surely. One more model is
+trained without all of them and says what they show; a group without any affinity to its label was put there. Where the
+class was convicted for falsified labels, the group's files are accused by that alone: the trigger hardly shows in them,
+white on white. Anywhere else they may be wrong labels and nothing worse, so a trigger has to tell them as well, but
+needn't tell them as sharply as where nobody knows of their labels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
+
+import torch
+
+from advrbd.config import Config, EnhancementSettings
+from advrbd.events import Note
+from advrbd.method.enhancement import Enhanced
+from advrbd.method.examination import examine_cut
+from advrbd.method.findings import Findings
+from advrbd.method.hearing import is_acquitted, suggest
+from advrbd.method.identification import Identification, identify, moved
+from advrbd.method.second_opinion import affinity_to
+from advrbd.method.separation import Split
+from advrbd.method.warm_up import Learned, warm_up
+from advrbd.model.run import Run
+from advrbd.reports.report import CLEAN, SUSPICIOUS
+
+FEWEST_WITNESSES = 5
+LEAST_SPREAD = 0.05
+UNIFORM = 12**-0.5  # standard deviation, of what a file with a falsified label adds to an affinity
+SURELY = 2.0  # standard errors
+Splits = tuple[Split, ...]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a look over the images ``examples`` (int64 [M]) leaves: the ``dull`` groups, that were examined and that no
+    trigger tells surely, and the most ``striking`` group of each class; both with the most striking first.
+    ``likeness`` float32 [M] in 0..1: how surely an image carries what some dull group of its class does. ``seeds`` bool
+    [M]: the images that were trusted. ``ask`` enhances a group of that look, by any seeds."""
+
+    examples: torch.Tensor
+    dull: Splits
+    striking: Splits
+    likeness: torch.Tensor
+    seeds: torch.Tensor
+    ask: Callable[[torch.Tensor, Split, EnhancementSettings], Enhanced]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Groups of a look over M images that a model has to be asked about which was trained without them: the ``strays``
+    lie in classes that were convicted for falsified labels, the ``others`` in classes that weren't convicted, and of
+    these the ``witnesses`` are small parts of clean ones. ``unknown`` bool [M]: what the model must not know."""
+
+    strays: Splits
+    others: Splits
+    witnesses: Splits
+    unknown: torch.Tensor
+
+
+def hear_held_out(
+    run: Run, left: Left, findings: Findings, examples: torch.Tensor, config: Config
+) -> Identification | None:
+    """Hear what a look ``left``, by a model that is trained without it on the images ``examples`` (int64 [M]).
+
+    Files that their label alone accuses are added to the ``findings``. What is to be said of the images of that look
+    where groups turned out to be planted in classes that weren't convicted yet is returned.
+    """
+    groups = hold_out(run, left, findings, config)
+    if len({split.label for split in groups.witnesses}) < FEWEST_WITNESSES:
+        if groups.strays:
+            what = f"{len(groups.strays)} groups in convicted classes that no trigger tells are let be"
+            run.notify(Note(f"{what}: too few classes are clean to compare them with"))
+        return None
+    kept, unknown = findings.unsuspected(examples), left.examples[groups.unknown]
+    learned = warm_up(run, kept[~torch.isin(kept, unknown)], replace(config, warm_up=config.warm_up.halved()))
+    return hear(run, learned, left, groups, findings, config)
+
+
+def hold_out(run: Run, left: Left, findings: Findings, config: Config) -> HeldOut:
+    """Which groups of a look are held out of a training, and with them what is most like them of their classes: what is
+    left of a faint trigger's files would teach the model that trigger, and so the label.
+
+    What was accused or acquitted meanwhile is no longer in the groups, no file is in two, and half of what is left of a
+    class stays, to learn the class from.
+    """
+    limit, verdicts = config.identification.affinity_limit, findings.verdicts
+    falsified = {label for label in findings.convictions if findings.evidence[label].get("affinity", 1.0) < limit}
+    unconvicted = {label for label, verdict in verdicts.items() if verdict in (CLEAN, SUSPICIOUS)}
+    labels, taken = run.labels[left.examples], (findings.suspects | findings.acquitted)[left.examples]
+    room = (labels[~findings.suspects[left.examples]].bincount(minlength=run.class_count) // 2).tolist()
+    unknown, chosen = torch.zeros_like(taken), list[Split]()
+    for split in (*left.dull, *left.striking):
+        group = split.group[~(taken | unknown)[split.group]]
+        fits = config.separation.minimum_group <= len(group) <= room[split.label]
+        if fits and split.label in falsified | unconvicted:
+            unknown[group], room[split.label] = True, room[split.label] - len(group)
+            chosen.append(replace(split, group=group, other=None))
+    for label in {split.label for split in chosen}:
+        like = left.likeness * ((labels == label) & ~taken & ~unknown)
+        unknown[like.topk(min(room[label], int((like > 0.5).sum()))).indices] = True
+    others = tuple(split for split in chosen if split.label in unconvicted)
+    parts = max((split.parts for split in left.striking), default=0)
+    witnesses = tuple(split for split in others if split.parts == parts and verdicts[split.label] == CLEAN)
+    return HeldOut(tuple(split for split in chosen if split.label in falsified), others, witnesses, unknown)
+
+
+def hear(
+    run: Run, learned: Learned, left: Left, groups: HeldOut, findings: Findings, config: Config
+) -> Identification | None:
+    """As ``hear_held_out``, by a network that ``learned`` none of the ``groups`` and no suspect.
+
+    A weak model sees nothing of a class in its natural groups either, once it hasn't learned them. So a stray's
+    affinity must also lie below what the witnesses' let expect. That of another group, whose class nothing else speaks
+    against, must be surely below the limit, which a few files never are, and clearly below that of every witness.
+    """
+    settings = config.identification
+    usual = torch.tensor([_affinity(run, learned, left, split) for split in groups.witnesses])
+    limit = min(settings.held_out_limit, lowest_expected(usual, settings.stray_deviations))
+    for split in groups.strays:
+        weight = settings.affinity_slope * (limit - _affinity(run, learned, left, split))
+        _accuse(run, learned, findings, left.examples[split.group], weight, config)
+    denied = []
+    for split in groups.others:
+        lowest = min(
+            value for value, other in zip(usual.tolist(), groups.witnesses, strict=True) if other.label != split.label
+        )
+        at_most = _affinity(run, learned, left, split) + SURELY * UNIFORM / len(split.group) ** 0.5
+        if at_most < min(settings.held_out_limit, lowest - settings.held_out_margin):
+            denied.append(split)
+    return _ask_again(run, learned, left, groups.unknown, denied, findings, config)
+
+
+def lowest_expected(values: torch.Tensor, deviations: float) -> float:
+    """So many standard deviations below the middle of the ``values`` [K], by their median absolute deviation: a few of
+    them may lie far off. A few that agree by chance aren't taken for less spread than ``LEAST_SPREAD``."""
+    middle = values.quantile(0.5)
+    spread = max(LEAST_SPREAD, 1.4826 * float((values - middle).abs().quantile(0.5)))  # of a Gaussian, by its median
+    return float(middle) - deviations * spread
+
+
+def _affinity(run: Run, learned: Learned, left: Left, split: Split) -> float:
+    said = run.infer(learned.network, left.examples[split.group], mirror=True)
+    return affinity_to(split.label, said.logits, run, learned.network, learned.examples)
+
+
+def _accuse(run: Run, learned: Learned, findings: Findings, group: torch.Tensor, weight: float, config: Config) -> None:
+    """Accuse those of a ``group`` (int64 [K], of one class) whose label the network that ``learned`` none of them
+    denies. Their score is the probability that the class is poisoned and the group's labels are falsified, whose
+    log-odds are ``weight``."""
+    label = int(run.labels[group[0]])
+    score = findings.evidence[label]["conviction"] * float(moved(torch.tensor(0.5), weight))
+    accused = group[run.infer(learned.network, group, mirror=True).probabilities[:, label] < 0.5]
+    if score > 0.5 and len(accused):
+        findings.score[accused], findings.suspects[accused] = score, True
+        findings.evidence[label]["strays"] = findings.evidence[label].get("strays", 0) + len(accused)
+        suggest(run, learned, findings, accused, config)
+        run.notify(Note(f"{run.class_name(label)!r}: {len(accused)} more suspects, by their falsified label alone"))
+
+
+def _ask_again(
+    run: Run,
+    learned: Learned,
+    left: Left,
+    unknown: torch.Tensor,
+    denied: list[Split],
+    findings: Findings,
+    config: Config,
+) -> Identification | None:
+    """Enhance the ``denied`` groups, whose label seems false, to the last round, and identify what they are by the
+    limit for such; None where that accuses nobody.
+
+    What the network that ``learned`` none of the images ``unknown`` (bool [M]) says of each tells more than the first
+    look knew: what to learn of a group, and which seeds of its class not to trust.
+    """
+    limits = replace(config.identification, ambiguity_limit=config.identification.falsified_ambiguity_limit)
+    patient = replace(config.enhancement, hopeless_half=inf, hopeless_ambiguity=inf)
+    config, enhanced = replace(config, enhancement=patient, identification=limits), list[Enhanced]()
+    for split in denied:
+        what = f"{len(split.group)} files that stand apart don't show what their label says; looking for a trigger"
+        run.notify(Note(f"{run.class_name(split.label)!r}: {what}"))
+        members = (unknown & (run.labels[left.examples] == split.label)).nonzero().flatten()
+        own = run.infer(learned.network, left.examples[members], mirror=True).probabilities[:, split.label]
+        strange = members[own < 0.5]
+        core = replace(split, group=split.group[torch.isin(split.group, strange)])
+        seeds = left.seeds.clone()
+        seeds[strange] = False
+        judged = examine_cut(
+            core, partial(left.ask, seeds), lambda entry: is_acquitted(entry, left.examples, findings), config
+        )
+        enhanced += [entry for _, entry in judged]
+    found = identify(run.labels[left.examples], tuple(denied), tuple(enhanced), limits)
+    return found if found.suspects.any() else None
