@@ -121,9 +121,9 @@ class IdentificationSettings:
     for nor against a trigger; less of it moves the log-odds by up to ``most_for``, more by up to ``most_against``.
     ``held_out_limit``: the affinity at which a group that no trigger tells surely is as likely natural as mislabelled,
     where natural ones have more. For a stray, in a class with falsified labels, what lies ``stray_deviations`` below
-    the middle of small natural groups' is the limit if that is less, for any other group what lies
-    ``held_out_margin`` below the lowest of them. ``falsified_ambiguity_limit``: the ambiguity at which another group,
-    if mislabelled, is as likely label noise as planted.
+    the middle of small natural groups' is the limit if that is less. For any other group that is what lies
+    ``held_out_margin`` below the lowest of theirs, and what chance may add to an affinity counts on both sides.
+    ``falsified_ambiguity_limit``: the ambiguity at which such a group is as likely label noise as planted.
     """
 
     ambiguity_limit: float = 0.33
@@ -139,7 +139,7 @@ class IdentificationSettings:
     held_out_limit: float = 0.6
     held_out_margin: float = 0.05
     stray_deviations: float = 3.0
-    falsified_ambiguity_limit: float = 1.0
+    falsified_ambiguity_limit: float = 1.5
 
 
 @dataclass(frozen=True)

@@ -115,20 +115,19 @@ def hear(
 
     A weak model sees nothing of a class in its natural groups either, once it hasn't learned them. So a stray's
     affinity must also lie below what the witnesses' let expect. That of another group, whose class nothing else speaks
-    against, must be surely below the limit, which a few files never are, and clearly below that of every witness.
+    against, must be surely below the limit, which a few files never are, and below what every witness's may be.
     """
     settings = config.identification
-    usual = torch.tensor([_affinity(run, learned, left, split) for split in groups.witnesses])
-    limit = min(settings.held_out_limit, lowest_expected(usual, settings.stray_deviations))
+    usual = [_affinity(run, learned, left, split) for split in groups.witnesses]
+    limit = min(settings.held_out_limit, lowest_expected(torch.tensor(usual), settings.stray_deviations))
     for split in groups.strays:
         weight = settings.affinity_slope * (limit - _affinity(run, learned, left, split))
         _accuse(run, learned, findings, left.examples[split.group], weight, config)
+    bounds = [(split.label, _at_most(value, split)) for value, split in zip(usual, groups.witnesses, strict=True)]
     denied = []
     for split in groups.others:
-        lowest = min(
-            value for value, other in zip(usual.tolist(), groups.witnesses, strict=True) if other.label != split.label
-        )
-        at_most = _affinity(run, learned, left, split) + SURELY * UNIFORM / len(split.group) ** 0.5
+        lowest = min(bound for label, bound in bounds if label != split.label)
+        at_most = _at_most(_affinity(run, learned, left, split), split)
         if at_most < min(settings.held_out_limit, lowest - settings.held_out_margin):
             denied.append(split)
     return _ask_again(run, learned, left, groups.unknown, denied, findings, config)
@@ -140,6 +139,11 @@ def lowest_expected(values: torch.Tensor, deviations: float) -> float:
     middle = values.quantile(0.5)
     spread = max(LEAST_SPREAD, 1.4826 * float((values - middle).abs().quantile(0.5)))  # of a Gaussian, by its median
     return float(middle) - deviations * spread
+
+
+def _at_most(affinity: float, split: Split) -> float:
+    """Below what the ``affinity`` of a group like that of ``split`` surely lies: few files tell little."""
+    return affinity + SURELY * UNIFORM / len(split.group) ** 0.5
 
 
 def _affinity(run: Run, learned: Learned, left: Left, split: Split) -> float:
