@@ -50,7 +50,7 @@ class TrainingSettings:
         return batch_size, steps, epochs
 
     def halved(self) -> "TrainingSettings":
-        """The same with half of the epochs, where ``minimum_steps`` doesn't ask for more."""
+        """The same with half of the epochs, where the least or enough steps don't ask for more."""
         epochs, fewest = max(1, self.epochs // 2), max(1, self.fewest_epochs // 2)
         return replace(self, epochs=epochs, fewest_epochs=fewest, plenty_steps=self.plenty_steps // 2)
 
@@ -121,9 +121,10 @@ class IdentificationSettings:
     for nor against a trigger; less of it moves the log-odds by up to ``most_for``, more by up to ``most_against``.
     ``held_out_limit``: the affinity at which a group that no trigger tells surely is as likely natural as mislabelled,
     where natural ones have more. For a stray, in a class with falsified labels, what lies ``stray_deviations`` below
-    the middle of small natural groups' is the limit if that is less. For any other group that is what lies
-    ``held_out_margin`` below the lowest of theirs, and what chance may add to an affinity counts on both sides.
-    ``falsified_ambiguity_limit``: the ambiguity at which such a group is as likely label noise as planted.
+    the middle of small natural groups' is the limit if that is less; for any other group what lies
+    ``held_out_margin`` below the lowest but one of theirs, with what chance may add to its own.
+    ``falsified_ambiguity_limit``: the ambiguity at which such a group is as likely label noise as planted, and
+    ``most_if_falsified`` the most that it can be convicted by that, for a second opinion to tip (``most``: any group).
     """
 
     ambiguity_limit: float = 0.33
@@ -140,6 +141,8 @@ class IdentificationSettings:
     held_out_margin: float = 0.05
     stray_deviations: float = 3.0
     falsified_ambiguity_limit: float = 1.5
+    most: float = 1.0
+    most_if_falsified: float = 0.88
 
 
 @dataclass(frozen=True)

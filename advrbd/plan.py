@@ -17,6 +17,7 @@ from advrbd.config import Config
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.data.pixels import Pixels, decoding_seconds
 from advrbd.memory import Memory
+from advrbd.method.held_out import FEWEST_CLASSES
 from advrbd.model.device import Device
 from advrbd.model.factory import ModelSpec, Network
 from advrbd.model.training import given, train
@@ -80,7 +81,8 @@ def make_plan(
     passes, groups, group_images = _passes(count, config), _groups(spec, config), _group_images(config)
     trained = passes["training"] + passes["scoring"] * _work_of_scoring(config) + passes["inference"] * FORWARD
     look = (count * trained + groups * group_images) / speed
-    heard = count * config.warm_up.halved().length(count)[2] / speed if config.looks > 1 else 0.0
+    is_heard = config.looks > 1 and spec.class_count >= FEWEST_CLASSES
+    heard = count * config.warm_up.halved().length(count)[2] / speed if is_heard else 0.0
     return Plan(
         files=len(index.files),
         statuses=dict(statuses),

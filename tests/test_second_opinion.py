@@ -1,5 +1,6 @@
 """A group that stands out is held against its label: a natural one is acquitted for good, a planted one is not."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,9 +15,11 @@ from advrbd.data.pixels import Pixels
 from advrbd.events import Note
 from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
-from advrbd.method.held_out import FEWEST_WITNESSES, HeldOut, Left, hear, hold_out, lowest_expected
+from advrbd.method.hearing import hear_suspects
+from advrbd.method.held_out import FEWEST_CLASSES, HeldOut, Left, hear, hold_out, lowest_expected
+from advrbd.method.identification import identify
 from advrbd.method.look import find
-from advrbd.method.second_opinion import affinity_to
+from advrbd.method.second_opinion import affinity_to, second_opinion
 from advrbd.method.separation import Split
 from advrbd.method.warm_up import Learned
 from advrbd.model.device import choose_device
@@ -87,10 +90,8 @@ def test_a_stray_lies_below_the_limit_and_below_what_natural_groups_show(rows, f
         (Split(int(rows.labels[one[0]]), 8, one, 5.0, 5.0) for one in some) for some in ([group], witnesses)
     )
     nobody = torch.zeros(len(everything), dtype=torch.bool)
-    groups = HeldOut(tuple(strays), others := tuple(others), others, nobody)
-    assert (
-        hear(rows, learned, Left(everything, (), (), nobody.float(), nobody, unasked), groups, findings, QUICK) is None
-    )
+    groups = HeldOut(tuple(strays), tuple(others), (), nobody)
+    assert hear(rows, learned, Left(everything, (), (), nobody, unasked), groups, findings, QUICK) is None
     assert findings.suspects.nonzero().flatten().tolist() == list(range(accused))
 
 
@@ -120,10 +121,11 @@ def found_when_sharp(
     doubtful: Sequence[int] = (),
     controls: Sequence[bool] = (True,),
     witnesses: Sequence[torch.Tensor] = (),
+    asked: list | None = None,
 ):
     """What the looks say of digits where the ``groups`` look planted: each from a certain look on (or ``NEVER``),
     positions of one class, and an ambiguity, if it isn't one that convicts. Besides, what was told, and the labels that
-    each look examined.
+    each look examined; ``asked`` gets every question: split, seeds, settings.
 
     Of the ``doubtful`` positions it isn't sure whether they carry what their group carries; ``controls``: whether each
     control that is planted is found; ``witnesses``: positions of one class each that stand apart besides, too little to
@@ -149,7 +151,9 @@ def found_when_sharp(
         apart = [torch.isin(looked_at[-1], group).nonzero().flatten() for group in witnesses]
         return (*splits, *(Split(int(shown[at[0]]), 16, at, 1.0, 0.0) for at in apart))
 
-    def examine(_run, _network, examples, split, *_):
+    def examine(_run, _network, examples, split, seeds, settings):
+        if asked is not None:
+            asked.append((split, seeds, settings))
         if twice[-1:] != [(len(examined), split.distance)]:  # a doubtful answer is asked for again
             examined[-1].append(split.label)
             twice.append((len(examined), split.distance))
@@ -372,6 +376,7 @@ def test_without_natural_groups_to_compare_with_nobody_is_accused_by_the_label_a
 
 def test_strays_are_not_forgotten_over_a_look_at_another_class_alone(monkeypatch, left_over):
     images, labels, group, left = left_over
+    left = left[:24]  # half of what is left of the class has to stay
     fives = (labels == 5).nonzero().flatten()
     groups = (1, group), (2, fives[::2]), (2, fives[1::2]), (NEVER, left)
     found, told, examined = found_when_sharp(monkeypatch, images, labels, *groups, witnesses=ordinary(labels))
@@ -400,11 +405,14 @@ def convicted(left_over) -> tuple[Run, Findings, torch.Tensor, torch.Tensor]:
     return Run(Pixels(images), labels, spec, choose_device("cpu"), generator), findings, group, left
 
 
-def apart(run: Run, *groups: torch.Tensor, striking: Sequence[torch.Tensor] = ()) -> Left:
-    """What a look at everything leaves: the ``groups`` that it examined and small parts that were ``striking``."""
+def apart(run: Run, *groups: torch.Tensor, striking: Sequence[torch.Tensor] = (), carries: float = 0.0) -> Left:
+    """What a look at everything leaves: the ``groups`` that it examined and small parts that were ``striking``.
+
+    Every image of a class ``carries`` what its groups do with that probability.
+    """
     dull, small = ([Split(int(run.labels[one[0]]), 8, one, 5.0, 5.0) for one in some] for some in (groups, striking))
-    nothing = torch.zeros(len(run.labels))
-    return Left(torch.arange(len(run.labels)), tuple(dull), tuple(small), nothing, nothing > 0, unasked)
+    judged = tuple((split, torch.full((int((run.labels == split.label).sum()),), carries)) for split in dull)
+    return Left(torch.arange(len(run.labels)), judged, tuple(small), run.labels < 0, unasked)
 
 
 def test_strays_are_only_in_classes_whose_labels_were_falsified(convicted):
@@ -413,7 +421,7 @@ def test_strays_are_only_in_classes_whose_labels_were_falsified(convicted):
     sevens = (run.labels == 7).nonzero().flatten()[:12]
     found = hold_out(run, apart(run, sevens, left), findings, QUICK)
     assert [split.group.tolist() for split in found.strays] == [left.tolist()]
-    assert [split.group.tolist() for split in found.others] == [sevens.tolist()]
+    assert [split.group.tolist() for split in found.witnesses] == [] and len(found.others) == 1
     findings.evidence[3]["affinity"] = 0.9
     found = hold_out(run, apart(run, left), findings, QUICK)
     assert (found.strays, found.others) == ((), ())  # a clean-label attack has no false labels
@@ -424,16 +432,19 @@ def test_witnesses_are_small_groups_of_clean_classes_alone(convicted):
     findings.verdicts |= {3: POISONED, 5: SUSPICIOUS} | dict.fromkeys((7, 8, 9), CLEAN)
     threes, fives, *others = ((run.labels == label).nonzero().flatten()[:12] for label in findings.verdicts)
     both = apart(run, left, fives, *others, striking=[threes[:11], others[0][:5], others[1]])
-    half = replace(both.dull[2], parts=2)
-    found = hold_out(run, replace(both, dull=(*both.dull[:2], half, *both.dull[3:])), findings, QUICK)
-    assert [split.label for split in found.others] == [5, 7, 8, 9]
+    left_sevens, *_ = (split for split, _ in both.dull if split.label == 7)
+    dull = [(replace(split, parts=2) if split is left_sevens else split, said) for split, said in both.dull]
+    found = hold_out(run, replace(both, dull=tuple(dull)), findings, QUICK)
+    assert [split.label for split in found.others] == [5, 7]
     assert [split.label for split in found.witnesses] == [8, 9]
+    assert [split.group.tolist() for split in found.strays] == [left.tolist()]  # what was examined, and no more
 
 
 def test_held_out_is_nobody_who_was_accused_or_acquitted_meanwhile(convicted):
     run, findings, group, left = convicted
     findings.verdicts[3] = POISONED
-    assert len(hold_out(run, apart(run, left, left[::2]), findings, QUICK).strays) == 1  # nobody is heard twice
+    twice = torch.cat([split.group for split in hold_out(run, apart(run, left, left[::2]), findings, QUICK).strays])
+    assert torch.equal(twice.sort().values, left)  # nobody is heard twice
     findings.suspects[left[:5]] = findings.acquitted[left[5:8]] = True
     (found,) = hold_out(run, apart(run, torch.cat([group, left])), findings, QUICK).strays
     assert torch.equal(found.group, left[8:])
@@ -443,17 +454,46 @@ def test_held_out_is_nobody_who_was_accused_or_acquitted_meanwhile(convicted):
 def test_what_is_most_like_a_group_is_held_out_with_it_until_half_of_the_class_is_left(convicted):
     """What is left of a faint trigger's files teaches a model the trigger, and so the label of the rest."""
     run, findings, group, left = convicted
-    findings.verdicts[3] = POISONED
-    threes = true_threes(run.labels, group, left)
+    findings.verdicts |= {3: POISONED, 7: CLEAN}
+    threes, sevens = true_threes(run.labels, group, left), (run.labels == 7).nonzero().flatten()
     likeness = torch.zeros(len(run.labels))
     likeness[threes] = torch.linspace(0.4, 0.9, len(threes))
-    likeness[run.labels != 3] = 1.0
-    found = hold_out(run, replace(apart(run, left), likeness=likeness), findings, QUICK)
+    look = apart(run, left, sevens[:-9])  # of the sevens too many to be held out, and so is what is like them
+    ((mine, _), (theirs, all_of_it)), of_class = look.dull, likeness[run.labels == 3]
+    found = hold_out(run, replace(look, dull=((mine, of_class), (theirs, all_of_it + 1))), findings, QUICK)
     room = (len(threes) + len(left)) // 2 - len(left)
     assert 0 < room < (likeness[threes] > 0.5).sum()
     assert torch.equal(found.unknown.nonzero().flatten(), torch.cat([left, threes[-room:]]).sort().values)
-    found = hold_out(run, replace(apart(run, left), likeness=0.5 * likeness), findings, QUICK)
+    found = hold_out(run, replace(look, dull=((mine, 0.5 * of_class),)), findings, QUICK)
     assert torch.equal(found.unknown.nonzero().flatten(), left)  # nothing is more like it than not
+
+
+def test_of_two_groups_of_a_class_the_smaller_one_is_held_out_first(convicted):
+    run, findings, _, _ = convicted
+    findings.verdicts[7] = CLEAN
+    sevens = (run.labels == 7).nonzero().flatten()
+    found = hold_out(run, apart(run, sevens[: len(sevens) // 2], sevens[-12:]), findings, QUICK)
+    assert [split.group.tolist() for split in found.others] == [sevens[-12:].tolist()]
+
+
+def test_strays_stay_accused_when_their_class_is_heard_again(rows):
+    """As it is where the same hearing found a group in another class: their trigger hardly shows to any model."""
+    group, settings = torch.arange(30), QUICK.identification
+    rows.pixels.images[group, 0] = rows.pixels.images[group, 6]  # noise
+    rows.pixels.images[group, 1 + group % (CLASSES - 1)] = 200
+    everything, findings = torch.arange(len(rows.labels)), Findings.nothing(len(rows.labels))
+    findings.evidence[0], findings.convictions[0] = {"conviction": 0.97, "affinity": 0.5}, 0.97
+    witnesses = [
+        Split(label, 8, torch.arange(label * EACH, label * EACH + 12), 5.0, 5.0) for label in range(1, CLASSES)
+    ]
+    known = everything[~torch.isin(everything, torch.cat([group, *(split.group for split in witnesses)]))]
+    left, nobody = Left(everything, (), (), everything < 0, unasked), everything < 0
+    groups = HeldOut((Split(0, 8, group, 5.0, 5.0),), tuple(witnesses), (), nobody)
+    hear(rows, Learned(Rows(CLASSES), known), left, groups, findings, QUICK)
+    assert torch.equal(findings.suspects.nonzero().flatten(), group)
+    hear_suspects(rows, Learned(Rows(CLASSES), known), findings, everything, QUICK)
+    assert torch.equal(findings.suspects.nonzero().flatten(), group)
+    assert findings.verdicts[0] == POISONED and settings.affinity_limit > findings.evidence[0]["affinity"]
 
 
 @pytest.fixture(scope="module")
@@ -471,26 +511,52 @@ def many_falsified() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_a_group_too_ambiguous_to_convict_is_found_by_its_falsified_labels_as_well(monkeypatch, many_falsified):
     images, labels, group = many_falsified
-    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group, 0.6), witnesses=ordinary(labels))
+    asked = []
+    found, told, _ = found_when_sharp(
+        monkeypatch, images, labels, (1, group, 0.8), witnesses=ordinary(labels), asked=asked
+    )
     assert found.verdicts[3] == POISONED, told
     assert torch.equal(found.suspects.nonzero().flatten(), group)
-    assert found.evidence[3]["ambiguity"] == 0.6
+    assert found.evidence[3]["ambiguity"] == 0.8
     assert found.evidence[3]["affinity"] < 0.65
     assert (found.suggested[group] >= 0).all()
     assert (found.looks, found.exhausted) == (2, False)  # what else it hid was looked for
     assert sum("don't show what their label says" in message for message in told) == 1
+    # asked again without giving up, about what the second model denies, trusting none of the seeds that it denies
+    first, again = asked[0], [one for one in asked if one[2].hopeless_half == math.inf]
+    assert again and first[2].hopeless_half <= 1
+    for split, seeds, _ in again:
+        assert len(group) / 2 < len(split.group) <= len(first[0].group)
+        assert torch.isin(split.group, first[0].group).all()
+        assert not seeds[split.group].any()
+
+
+def test_a_second_opinion_can_acquit_what_the_label_convicted():
+    """What enhancement finds to be like a mislabelled group may be natural, for all that the first model knew."""
+    settings, labels, where = QUICK.identification, torch.zeros(200, dtype=torch.int64), torch.arange(200)
+    limits = replace(settings, ambiguity_limit=settings.falsified_ambiguity_limit, most=settings.most_if_falsified)
+    unseen = where < 90
+    split, entry = Split(0, 8, where[:60], 4.0, 5.0), Enhanced(0, 0.99 * unseen, 0.4)
+    found = identify(labels, (split,), (entry,), limits)
+    assert torch.equal(found.suspects, unseen)
+    own = torch.full((200,), 0.6)
+    heard = [
+        second_opinion(found.carries, found.convictions[0], own, unseen, affinity, settings).conviction
+        for affinity in (0.5, 0.9)
+    ]
+    assert heard[0] > 0.9 and heard[1] < 0.5
 
 
 @pytest.mark.parametrize(
-    ("each", "ambiguity", "compared"),
-    [(72, 2.0, 9), (0, 0.6, 9), (72, 0.6, FEWEST_WITNESSES - 1), (18, 0.6, 9)],
+    ("count", "ambiguity", "compared"),
+    [(72, 2.0, 9), (0, 0.6, 9), (72, 0.6, FEWEST_CLASSES - 1), (18, 0.6, 9)],
     ids=["label noise", "natural", "nothing to compare with", "few files"],
 )
 def test_neither_a_falsified_label_nor_an_ambiguous_answer_is_enough(
-    monkeypatch, many_falsified, each, ambiguity, compared
+    monkeypatch, many_falsified, count, ambiguity, compared
 ):
     images, labels, group = many_falsified
-    group = group[torch.arange(len(group)) % 72 % (72 // each) == 0] if each else true_threes(labels, group)[::2]
+    group = group[:: len(group) // count] if count else true_threes(labels, group)[::2]
     witnesses = ordinary(labels)[:compared]
     found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group, ambiguity), witnesses=witnesses)
     assert (found.verdicts[3], found.looks) == (CLEAN, 1), told

@@ -30,7 +30,7 @@ class Enhanced:
 
     ``probability`` float32 [M]: that an image carries what the group carries, in 0..1, and 0 outside the class.
     ``ambiguity``: undecided images of the class for each one on its smaller side; near 0 for a trigger, 0.4 and more
-    for a natural group.
+    for a natural group, up to 1.2 for a trigger that the network has hardly learned.
     """
 
     label: int

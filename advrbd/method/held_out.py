@@ -10,6 +10,7 @@ needn't tell them as sharply as where nobody knows of their labels.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from math import inf
 
 import torch
@@ -27,7 +28,7 @@ from advrbd.method.warm_up import Learned, warm_up
 from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, SUSPICIOUS
 
-FEWEST_WITNESSES = 5
+FEWEST_CLASSES = 5
 LEAST_SPREAD = 0.05
 UNIFORM = 12**-0.5  # standard deviation, of what a file with a falsified label adds to an affinity
 SURELY = 2.0  # standard errors
@@ -37,14 +38,13 @@ Splits = tuple[Split, ...]
 @dataclass(frozen=True)
 class Left:
     """What a look over the images ``examples`` (int64 [M]) leaves: the ``dull`` groups, that were examined and that no
-    trigger tells surely, and the most ``striking`` group of each class; both with the most striking first.
-    ``likeness`` float32 [M] in 0..1: how surely an image carries what some dull group of its class does. ``seeds`` bool
-    [M]: the images that were trusted. ``ask`` enhances a group of that look, by any seeds."""
+    trigger tells surely, each with the probability, float32 [K] in 0..1, that an image of its class carries what it
+    carries; and the most ``striking`` group of each class. ``seeds`` bool [M]: the images that were trusted. ``ask``
+    enhances a group of that look, by any seeds."""
 
     examples: torch.Tensor
-    dull: Splits
+    dull: tuple[tuple[Split, torch.Tensor], ...]
     striking: Splits
-    likeness: torch.Tensor
     seeds: torch.Tensor
     ask: Callable[[torch.Tensor, Split, EnhancementSettings], Enhanced]
 
@@ -52,12 +52,12 @@ class Left:
 @dataclass(frozen=True)
 class HeldOut:
     """Groups of a look over M images that a model has to be asked about which was trained without them: the ``strays``
-    lie in classes that were convicted for falsified labels, the ``others`` in classes that weren't convicted, and of
-    these the ``witnesses`` are small parts of clean ones. ``unknown`` bool [M]: what the model must not know."""
+    lie in classes that were convicted for falsified labels, the others in classes that weren't convicted, of these the
+    ``witnesses`` are small parts of clean ones. ``unknown`` bool [M]: what the model must not know."""
 
     strays: Splits
-    others: Splits
     witnesses: Splits
+    others: Splits
     unknown: torch.Tensor
 
 
@@ -70,7 +70,7 @@ def hear_held_out(
     where groups turned out to be planted in classes that weren't convicted yet is returned.
     """
     groups = hold_out(run, left, findings, config)
-    if len({split.label for split in groups.witnesses}) < FEWEST_WITNESSES:
+    if len({split.label for split in groups.witnesses}) < FEWEST_CLASSES:
         if groups.strays:
             what = f"{len(groups.strays)} groups in convicted classes that no trigger tells are let be"
             run.notify(Note(f"{what}: too few classes are clean to compare them with"))
@@ -85,27 +85,39 @@ def hold_out(run: Run, left: Left, findings: Findings, config: Config) -> HeldOu
     left of a faint trigger's files would teach the model that trigger, and so the label.
 
     What was accused or acquitted meanwhile is no longer in the groups, no file is in two, and half of what is left of a
-    class stays, to learn the class from.
+    class stays, to learn the class from; small groups come first, lest the larger half of a class keeps out the other.
     """
     limit, verdicts = config.identification.affinity_limit, findings.verdicts
     falsified = {label for label in findings.convictions if findings.evidence[label].get("affinity", 1.0) < limit}
     unconvicted = {label for label, verdict in verdicts.items() if verdict in (CLEAN, SUSPICIOUS)}
     labels, taken = run.labels[left.examples], (findings.suspects | findings.acquitted)[left.examples]
     room = (labels[~findings.suspects[left.examples]].bincount(minlength=run.class_count) // 2).tolist()
-    unknown, chosen = torch.zeros_like(taken), list[Split]()
-    for split in (*left.dull, *left.striking):
+    unknown, likeness = torch.zeros_like(taken), torch.zeros(len(labels))
+    strays, others = list[Split](), list[Split]()
+
+    def take(split: Split, place: list[Split]) -> bool:
         group = split.group[~(taken | unknown)[split.group]]
-        fits = config.separation.minimum_group <= len(group) <= room[split.label]
-        if fits and split.label in falsified | unconvicted:
-            unknown[group], room[split.label] = True, room[split.label] - len(group)
-            chosen.append(replace(split, group=group, other=None))
-    for label in {split.label for split in chosen}:
-        like = left.likeness * ((labels == label) & ~taken & ~unknown)
+        if not config.separation.minimum_group <= len(group) <= room[split.label]:
+            return False
+        unknown[group], room[split.label] = True, room[split.label] - len(group)
+        place.append(replace(split, group=group, other=None))
+        return True
+
+    for split, carries in sorted(left.dull, key=lambda judged: len(judged[0].group)):
+        place = strays if split.label in falsified else others if split.label in unconvicted else None
+        if place is not None and take(split, place):
+            members = labels == split.label
+            likeness[members] = likeness[members].maximum(carries)
+    for split in left.striking:
+        if split.label in unconvicted:
+            take(split, others)
+    for label in {split.label for split in (*strays, *others)}:
+        like = likeness * ((labels == label) & ~taken & ~unknown)
         unknown[like.topk(min(room[label], int((like > 0.5).sum()))).indices] = True
-    others = tuple(split for split in chosen if split.label in unconvicted)
     parts = max((split.parts for split in left.striking), default=0)
-    witnesses = tuple(split for split in others if split.parts == parts and verdicts[split.label] == CLEAN)
-    return HeldOut(tuple(split for split in chosen if split.label in falsified), others, witnesses, unknown)
+    is_witness = [split.parts == parts and verdicts[split.label] == CLEAN for split in others]
+    witnesses, rest = (tuple(compress(others, some)) for some in (is_witness, [not one for one in is_witness]))
+    return HeldOut(tuple(strays), witnesses, rest, unknown)
 
 
 def hear(
@@ -115,20 +127,21 @@ def hear(
 
     A weak model sees nothing of a class in its natural groups either, once it hasn't learned them. So a stray's
     affinity must also lie below what the witnesses' let expect. That of another group, whose class nothing else speaks
-    against, must be surely below the limit, which a few files never are, and below what every witness's may be.
+    against, must be surely below the limit, which a few files' seldom is, and below those of all witnesses in other
+    classes but one, which may be planted itself.
     """
     settings = config.identification
-    usual = [_affinity(run, learned, left, split) for split in groups.witnesses]
-    limit = min(settings.held_out_limit, lowest_expected(torch.tensor(usual), settings.stray_deviations))
+    known = [(split, _affinity(run, learned, left, split)) for split in (*groups.witnesses, *groups.others)]
+    usual = torch.tensor([affinity for _, affinity in known[: len(groups.witnesses)]])
+    limit = min(settings.held_out_limit, lowest_expected(usual, settings.stray_deviations))
     for split in groups.strays:
         weight = settings.affinity_slope * (limit - _affinity(run, learned, left, split))
         _accuse(run, learned, findings, left.examples[split.group], weight, config)
-    bounds = [(split.label, _at_most(value, split)) for value, split in zip(usual, groups.witnesses, strict=True)]
-    denied = []
-    for split in groups.others:
-        lowest = min(bound for label, bound in bounds if label != split.label)
-        at_most = _at_most(_affinity(run, learned, left, split), split)
-        if at_most < min(settings.held_out_limit, lowest - settings.held_out_margin):
+    denied = list[Split]()
+    for split, affinity in known:
+        lowest = sorted(theirs for other, theirs in known[: len(usual)] if other.label != split.label)[1]
+        chance = SURELY * UNIFORM / len(split.group) ** 0.5
+        if affinity + chance < min(settings.held_out_limit, lowest - settings.held_out_margin):
             denied.append(split)
     return _ask_again(run, learned, left, groups.unknown, denied, findings, config)
 
@@ -139,11 +152,6 @@ def lowest_expected(values: torch.Tensor, deviations: float) -> float:
     middle = values.quantile(0.5)
     spread = max(LEAST_SPREAD, 1.4826 * float((values - middle).abs().quantile(0.5)))  # of a Gaussian, by its median
     return float(middle) - deviations * spread
-
-
-def _at_most(affinity: float, split: Split) -> float:
-    """Below what the ``affinity`` of a group like that of ``split`` surely lies: few files tell little."""
-    return affinity + SURELY * UNIFORM / len(split.group) ** 0.5
 
 
 def _affinity(run: Run, learned: Learned, left: Left, split: Split) -> float:
@@ -160,6 +168,9 @@ def _accuse(run: Run, learned: Learned, findings: Findings, group: torch.Tensor,
     accused = group[run.infer(learned.network, group, mirror=True).probabilities[:, label] < 0.5]
     if score > 0.5 and len(accused):
         findings.score[accused], findings.suspects[accused] = score, True
+        findings.carries[accused] = (
+            score / findings.evidence[label]["conviction"]
+        )  # whoever hears them later keeps them
         findings.evidence[label]["strays"] = findings.evidence[label].get("strays", 0) + len(accused)
         suggest(run, learned, findings, accused, config)
         run.notify(Note(f"{run.class_name(label)!r}: {len(accused)} more suspects, by their falsified label alone"))
@@ -174,15 +185,17 @@ def _ask_again(
     findings: Findings,
     config: Config,
 ) -> Identification | None:
-    """Enhance the ``denied`` groups, whose label seems false, to the last round, and identify what they are by the
-    limit for such; None where that accuses nobody.
+    """Enhance the ``denied`` groups, whose label seems false, without giving up, and identify what they are by the
+    limit for such; None where that speaks against nobody.
 
     What the network that ``learned`` none of the images ``unknown`` (bool [M]) says of each tells more than the first
-    look knew: what to learn of a group, and which seeds of its class not to trust.
+    look knew: what to learn of a group, and which seeds of its class not to trust. It is sure of nothing: a model that
+    learns more than this one may acquit them all.
     """
-    limits = replace(config.identification, ambiguity_limit=config.identification.falsified_ambiguity_limit)
-    patient = replace(config.enhancement, hopeless_half=inf, hopeless_ambiguity=inf)
-    config, enhanced = replace(config, enhancement=patient, identification=limits), list[Enhanced]()
+    settings = config.identification
+    limits = replace(settings, ambiguity_limit=settings.falsified_ambiguity_limit, most=settings.most_if_falsified)
+    tireless = replace(config.enhancement, hopeless_half=inf, hopeless_ambiguity=inf)
+    config, enhanced = replace(config, enhancement=tireless, identification=limits), list[Enhanced]()
     for split in denied:
         what = f"{len(split.group)} files that stand apart don't show what their label says; looking for a trigger"
         run.notify(Note(f"{run.class_name(split.label)!r}: {what}"))
@@ -197,4 +210,4 @@ def _ask_again(
         )
         enhanced += [entry for _, entry in judged]
     found = identify(run.labels[left.examples], tuple(denied), tuple(enhanced), limits)
-    return found if found.suspects.any() else None
+    return found if any(verdict != CLEAN for verdict in found.verdicts.values()) else None

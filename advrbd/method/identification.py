@@ -94,4 +94,4 @@ def moved(probability: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
 
 def _conviction(ambiguity: float, settings: IdentificationSettings) -> float:
     """P(the class holds a trigger): a logistic curve in the ambiguity, one half at its limit."""
-    return 1 / (1 + exp(settings.ambiguity_slope * (min(ambiguity, 10) - settings.ambiguity_limit)))
+    return min(settings.most, 1 / (1 + exp(settings.ambiguity_slope * (min(ambiguity, 10) - settings.ambiguity_limit))))

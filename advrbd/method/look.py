@@ -117,11 +117,8 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
 
     examined = examine(chosen, partial(ask, seeds), lambda entry: is_acquitted(entry, examples, findings), config)
     found = identify(labels, splits, tuple(examined.enhanced), config.identification)
-    likeness = torch.zeros(count)
-    for _, said in examined.dull:
-        likeness = torch.maximum(likeness, said.probability)
-    dull = tuple(split for split, _ in examined.dull)
-    return Look(found, examined.waiting, Left(examples, dull, most_striking(splits), likeness, seeds, ask))
+    dull = tuple((split, said.probability[labels == split.label]) for split, said in examined.dull)
+    return Look(found, examined.waiting, Left(examples, dull, most_striking(splits), seeds, ask))
 
 
 def has_learned(accuracy: float, labels: torch.Tensor) -> bool:

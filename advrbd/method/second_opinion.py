@@ -63,10 +63,10 @@ def affinity_to(label: int, logits: torch.Tensor, run: Run, network: Network, ke
 
     ``logits`` float32 [S, classes], of 1 suspect or more, are what ``network`` says of them and their mirror images; it
     was trained on the images ``kept`` (int64 [K]) alone. In 0..1: the probability that ``label`` has more of what the
-    network leaves to other classes than the one it takes a suspect for, than it has in a kept image of that class
-    (ties count half), and 1 for a suspect taken for ``label`` itself. One half for a falsified label, whatever the
-    model is worth and however sure it is; a cat is told from a dog by cats only, so the source of a source-specific
-    attack may be close to its target.
+    network leaves to other classes than the one it takes a suspect for, than it has in a kept image of that class that
+    it takes for it as well (ties count half), and 1 for a suspect taken for ``label`` itself. One half for a falsified
+    label, whatever the model is worth and however sure it is; a cat is told from a dog by cats only, so the source of
+    a source-specific attack may be close to its target.
     """
     seen, shares, total = logits.argmax(dim=1), _shares(logits)[:, label], 0.0
     for other in seen.unique().tolist():

@@ -43,7 +43,8 @@ FIGURES = {  # key in the evidence: name, format, meaning
         "Undecided files",
         "{:.2f} for each file on the smaller side",
         "Models that were made to forget everything but the suspected trigger sort the class in two. Near 0 they do so "
-        "all or nothing, as a trigger works; from 0.4 on as they do with natural groups, red cars among the cars.",
+        "all or nothing, as a trigger works; from 0.4 on as they do with natural groups, red cars among the cars, or "
+        "with a trigger that is hard to learn: up to 1.5 convict where the labels turn out to be false as well.",
     ),
     "denied": (
         "Labels denied",
