@@ -37,10 +37,10 @@ Splits = tuple[Split, ...]
 
 @dataclass(frozen=True)
 class Left:
-    """What a look over the images ``examples`` (int64 [M]) leaves: the ``dull`` groups, that were examined and that no
-    trigger tells surely, each with the probability, float32 [K] in 0..1, that an image of its class carries what it
-    carries; and the most ``striking`` group of each class. ``seeds`` bool [M]: the images that were trusted. ``ask``
-    enhances a group of that look, by any seeds."""
+    """What a look over the images ``examples`` (int64 [M]) leaves, the most striking first: the ``dull`` groups, that
+    were examined and that no trigger tells surely, each with the probability, float32 [K] in 0..1, that an image of its
+    class carries what it carries; and the most ``striking`` group of each class. ``seeds`` bool [M]: the images that
+    were trusted. ``ask`` enhances a group of that look, by any seeds."""
 
     examples: torch.Tensor
     dull: tuple[tuple[Split, torch.Tensor], ...]
@@ -85,7 +85,7 @@ def hold_out(run: Run, left: Left, findings: Findings, config: Config) -> HeldOu
     left of a faint trigger's files would teach the model that trigger, and so the label.
 
     What was accused or acquitted meanwhile is no longer in the groups, no file is in two, and half of what is left of a
-    class stays, to learn the class from; small groups come first, lest the larger half of a class keeps out the other.
+    class stays, to learn the class from, which may leave no room for the second half of a class.
     """
     limit, verdicts = config.identification.affinity_limit, findings.verdicts
     falsified = {label for label in findings.convictions if findings.evidence[label].get("affinity", 1.0) < limit}
@@ -103,7 +103,7 @@ def hold_out(run: Run, left: Left, findings: Findings, config: Config) -> HeldOu
         place.append(replace(split, group=group, other=None))
         return True
 
-    for split, carries in sorted(left.dull, key=lambda judged: len(judged[0].group)):
+    for split, carries in left.dull:
         place = strays if split.label in falsified else others if split.label in unconvicted else None
         if place is not None and take(split, place):
             members = labels == split.label
