@@ -179,9 +179,8 @@ class Config:
     ``looks``: how often at most the folder is looked at; after each look that found something, what was found is
     taken out, and a fresh model says first whether it is natural. Unless all of it is, it looks at the rest; if so, at
     the classes that have more groups in doubt. What still stands apart at the end is heard by a model of its own. What
-    a single look finds or leaves is heard by nobody. ``control_share``: size of
-    the control group, as a share of an average class. ``controls``: how many are tried, in a look each, before the
-    folder counts as unexamined.
+    a single look finds or leaves is heard by nobody. ``control_share``: size of the control group, as a share of an
+    average class. ``controls``: how many are tried, in a look each, before the folder counts as unexamined.
     """
 
     model: str = "auto"

@@ -404,13 +404,11 @@ def convicted(left_over) -> tuple[Run, Findings, torch.Tensor, torch.Tensor]:
     return Run(Pixels(images), labels, spec, choose_device("cpu"), generator), findings, group, left
 
 
-def apart(run: Run, *groups: torch.Tensor, striking: Sequence[torch.Tensor] = (), carries: float = 0.0) -> Left:
-    """What a look at everything leaves: the ``groups`` that it examined and small parts that were ``striking``.
-
-    Every image of a class ``carries`` what its groups do with that probability.
-    """
+def apart(run: Run, *groups: torch.Tensor, striking: Sequence[torch.Tensor] = ()) -> Left:
+    """What a look at everything leaves: the ``groups`` that it examined, with nothing like them, and small parts that
+    were ``striking``."""
     dull, small = ([Split(int(run.labels[one[0]]), 8, one, 5.0, 5.0) for one in some] for some in (groups, striking))
-    judged = tuple((split, torch.full((int((run.labels == split.label).sum()),), carries)) for split in dull)
+    judged = tuple((split, torch.zeros(int((run.labels == split.label).sum()))) for split in dull)
     return Left(torch.arange(len(run.labels)), judged, tuple(small), run.labels < 0, unasked)
 
 
@@ -420,7 +418,8 @@ def test_strays_are_only_in_classes_whose_labels_were_falsified(convicted):
     sevens = (run.labels == 7).nonzero().flatten()[:12]
     found = hold_out(run, apart(run, sevens, left), findings, QUICK)
     assert [split.group.tolist() for split in found.strays] == [left.tolist()]
-    assert [split.group.tolist() for split in found.witnesses] == [] and len(found.others) == 1
+    assert [split.group.tolist() for split in found.others] == [sevens.tolist()]
+    assert found.witnesses == ()  # nothing that was striking says which parts are small
     findings.evidence[3]["affinity"] = 0.9
     found = hold_out(run, apart(run, left), findings, QUICK)
     assert (found.strays, found.others) == ((), ())  # a clean-label attack has no false labels
@@ -516,6 +515,7 @@ def test_a_group_too_ambiguous_to_convict_is_found_by_its_falsified_labels_as_we
     # asked again without giving up, about what the second model denies, trusting none of the seeds that it denies
     first, again = asked[0], [one for one in asked if one[2].hopeless_half == math.inf]
     assert again and first[2].hopeless_half <= 1
+    assert first[1][group].any()  # so there is something not to trust
     for split, seeds, _ in again:
         assert len(group) / 2 < len(split.group) <= len(first[0].group)
         assert torch.isin(split.group, first[0].group).all()

@@ -15,8 +15,8 @@ Enhance = Callable[[Split, EnhancementSettings], Enhanced]
 @dataclass
 class Examined:
     """What the examination of all groups gave: the answers that count (``enhanced``); the classes with groups
-    ``waiting`` behind a sharp one, unexamined or in doubt; the ``dull`` groups and the answers about
-    them, that no trigger tells surely.
+    ``waiting`` behind a sharp one, unexamined or in doubt; the ``dull`` groups, that no trigger tells surely, and the
+    answers about them.
     """
 
     enhanced: list[Enhanced] = field(default_factory=list)
