@@ -16,10 +16,10 @@ from advrbd.events import Note
 from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import hear_suspects
-from advrbd.method.held_out import FEWEST_CLASSES, HeldOut, Left, hear, hold_out, lowest_expected
+from advrbd.method.held_out import FEWEST_CLASSES, Hearing, HeldOut, Left, hold_out, lowest_expected
 from advrbd.method.identification import identify
 from advrbd.method.look import find
-from advrbd.method.second_opinion import affinity_to, second_opinion
+from advrbd.method.second_opinion import Familiar, affinity_to, second_opinion
 from advrbd.method.separation import Split
 from advrbd.method.warm_up import Learned
 from advrbd.model.device import choose_device
@@ -44,7 +44,7 @@ def rows() -> Run:
 def held_against(rows: Run, suspects: torch.Tensor, label: int) -> float:
     kept = torch.arange(len(rows.labels))[~torch.isin(torch.arange(len(rows.labels)), suspects)]
     network = Rows(CLASSES)
-    return affinity_to(label, rows.infer(network, suspects, mirror=True).logits, rows, network, kept)
+    return affinity_to(label, rows.infer(network, suspects, mirror=True).logits, Familiar(rows, network, kept))
 
 
 def test_falsified_labels_have_no_affinity_and_true_ones_have_all_of_it(rows):
@@ -91,7 +91,8 @@ def test_a_stray_lies_below_the_limit_and_below_what_natural_groups_show(rows, f
     )
     nobody = torch.zeros(len(everything), dtype=torch.bool)
     groups = HeldOut(tuple(strays), tuple(others), (), nobody)
-    assert hear(rows, learned, Left(everything, (), (), nobody, unasked), groups, findings, QUICK) is None
+    left = Left(everything, (), (), nobody, unasked)
+    assert Hearing(rows, learned, left, groups, findings, QUICK).hold() is None
     assert findings.suspects.nonzero().flatten().tolist() == list(range(accused))
 
 
@@ -479,7 +480,7 @@ def test_strays_stay_accused_when_their_class_is_heard_again(rows):
     known = everything[~torch.isin(everything, torch.cat([group, *(split.group for split in witnesses)]))]
     left, nobody = Left(everything, (), (), everything < 0, unasked), everything < 0
     groups = HeldOut((Split(0, 8, group, 5.0, 5.0),), tuple(witnesses), (), nobody)
-    hear(rows, Learned(Rows(CLASSES), known), left, groups, findings, QUICK)
+    Hearing(rows, Learned(Rows(CLASSES), known), left, groups, findings, QUICK).hold()
     assert torch.equal(findings.suspects.nonzero().flatten(), group)
     hear_suspects(rows, Learned(Rows(CLASSES), known), findings, everything, QUICK)
     assert torch.equal(findings.suspects.nonzero().flatten(), group)

@@ -8,7 +8,7 @@ from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
 from advrbd.method.identification import verdict_on
 from advrbd.method.relearning import relabel
-from advrbd.method.second_opinion import affinity_to, second_opinion
+from advrbd.method.second_opinion import Familiar, affinity_to, second_opinion
 from advrbd.method.warm_up import Learned
 from advrbd.model.run import Run
 
@@ -19,7 +19,7 @@ def hear_suspects(run: Run, learned: Learned, findings: Findings, examples: torc
 
     Of files that only this accuses it learned the label, so it suggests none for them.
     """
-    network, kept = learned.network, learned.examples
+    network, familiar = learned.network, Familiar(run, learned.network, learned.examples)
     for label, first in list(findings.convictions.items()):
         members = examples[run.labels[examples] == label]
         unseen = findings.suspects[members]
@@ -27,7 +27,7 @@ def hear_suspects(run: Run, learned: Learned, findings: Findings, examples: torc
             continue
         said = run.infer(network, members, mirror=True)
         suggest(run, learned, findings, members[unseen], config)
-        own, affinity = said.probabilities[:, label], affinity_to(label, said.logits[unseen], run, network, kept)
+        own, affinity = said.probabilities[:, label], affinity_to(label, said.logits[unseen], familiar)
         heard = second_opinion(findings.carries[members], first, own, unseen, affinity, config.identification)
         findings.score[members] = heard.conviction * heard.carries
         findings.suspects[members] = findings.score[members] > 0.5

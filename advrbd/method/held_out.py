@@ -22,7 +22,7 @@ from advrbd.method.examination import examine_cut
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import is_acquitted, suggest
 from advrbd.method.identification import Identification, identify, moved
-from advrbd.method.second_opinion import affinity_to
+from advrbd.method.second_opinion import Familiar, affinity_to
 from advrbd.method.separation import Split
 from advrbd.method.warm_up import Learned, warm_up
 from advrbd.model.run import Run
@@ -77,7 +77,7 @@ def hear_held_out(
         return None
     kept, unknown = findings.unsuspected(examples), left.examples[groups.unknown]
     learned = warm_up(run, kept[~torch.isin(kept, unknown)], replace(config, warm_up=config.warm_up.halved()))
-    return hear(run, learned, left, groups, findings, config)
+    return Hearing(run, learned, left, groups, findings, config).hold()
 
 
 def hold_out(run: Run, left: Left, findings: Findings, config: Config) -> HeldOut:
@@ -120,30 +120,90 @@ def hold_out(run: Run, left: Left, findings: Findings, config: Config) -> HeldOu
     return HeldOut(tuple(strays), witnesses, rest, unknown)
 
 
-def hear(
-    run: Run, learned: Learned, left: Left, groups: HeldOut, findings: Findings, config: Config
-) -> Identification | None:
-    """As ``hear_held_out``, by a network that ``learned`` none of the ``groups`` and no suspect.
+class Hearing:
+    """What a network ``learned`` that was trained without the ``groups`` of what a look ``left``, and without suspects,
+    says of them."""
 
-    A weak model sees nothing of a class in its natural groups either, once it hasn't learned them. So a stray's
-    affinity must also lie below what the witnesses' let expect. That of another group, whose class nothing else speaks
-    against, must be surely below the limit, which a few files' seldom is, and below those of all witnesses in other
-    classes but one, which may be planted itself.
-    """
-    settings = config.identification
-    known = [(split, _affinity(run, learned, left, split)) for split in (*groups.witnesses, *groups.others)]
-    usual = torch.tensor([affinity for _, affinity in known[: len(groups.witnesses)]])
-    limit = min(settings.held_out_limit, lowest_expected(usual, settings.stray_deviations))
-    for split in groups.strays:
-        weight = settings.affinity_slope * (limit - _affinity(run, learned, left, split))
-        _accuse(run, learned, findings, left.examples[split.group], weight, config)
-    denied = list[Split]()
-    for split, affinity in known:
-        lowest = sorted(theirs for other, theirs in known[: len(usual)] if other.label != split.label)[1]
-        chance = SURELY * UNIFORM / len(split.group) ** 0.5
-        if affinity + chance < min(settings.held_out_limit, lowest - settings.held_out_margin):
-            denied.append(split)
-    return _ask_again(run, learned, left, groups.unknown, denied, findings, config)
+    def __init__(
+        self, run: Run, learned: Learned, left: Left, groups: HeldOut, findings: Findings, config: Config
+    ) -> None:
+        self._run, self._learned, self._left, self._groups = run, learned, left, groups
+        self._findings, self._config = findings, config
+        self._familiar = Familiar(run, learned.network, learned.examples)
+
+    def hold(self) -> Identification | None:
+        """As ``hear_held_out``.
+
+        A weak model sees nothing of a class in its natural groups either, once it hasn't learned them. So a stray's
+        affinity must also lie below what the witnesses' let expect. That of another group, whose class nothing else
+        speaks against, must be surely below the limit, which a few files' seldom is, and below those of all witnesses
+        in other classes but one, which may be planted itself.
+        """
+        settings, witnesses = self._config.identification, self._groups.witnesses
+        known = [(split, self._affinity(split)) for split in (*witnesses, *self._groups.others)]
+        usual = torch.tensor([affinity for _, affinity in known[: len(witnesses)]])
+        limit = min(settings.held_out_limit, lowest_expected(usual, settings.stray_deviations))
+        for split in self._groups.strays:
+            weight = settings.affinity_slope * (limit - self._affinity(split))
+            self._accuse(self._left.examples[split.group], weight)
+        denied = list[Split]()
+        for split, affinity in known:
+            lowest = sorted(theirs for other, theirs in known[: len(usual)] if other.label != split.label)[1]
+            chance = SURELY * UNIFORM / len(split.group) ** 0.5
+            if affinity + chance < min(settings.held_out_limit, lowest - settings.held_out_margin):
+                denied.append(split)
+        return self._ask_again(denied)
+
+    def _affinity(self, split: Split) -> float:
+        said = self._run.infer(self._learned.network, self._left.examples[split.group], mirror=True)
+        return affinity_to(split.label, said.logits, self._familiar)
+
+    def _accuse(self, group: torch.Tensor, weight: float) -> None:
+        """Accuse those of a ``group`` (int64 [K], of one class) whose label the network denies. Their score is the
+        probability that the class is poisoned and the group's labels are falsified, whose log-odds are ``weight``."""
+        run, findings = self._run, self._findings
+        label = int(run.labels[group[0]])
+        evidence = findings.evidence[label]
+        falsified = float(moved(torch.tensor(0.5), weight))
+        score = evidence["conviction"] * falsified
+        accused = group[self._own(group, label) < 0.5]
+        if score > 0.5 and len(accused):
+            findings.score[accused], findings.suspects[accused] = score, True
+            findings.carries[accused] = falsified  # whoever hears them later keeps them
+            evidence["strays"] = evidence.get("strays", 0) + len(accused)
+            suggest(run, self._learned, findings, accused, self._config)
+            run.notify(Note(f"{run.class_name(label)!r}: {len(accused)} more suspects, by their falsified label alone"))
+
+    def _own(self, images: torch.Tensor, label: int) -> torch.Tensor:
+        """The probability, float32 [K], that each of the ``images`` (int64 [K]) shows the class ``label``."""
+        return self._run.infer(self._learned.network, images, mirror=True).probabilities[:, label]
+
+    def _ask_again(self, denied: list[Split]) -> Identification | None:
+        """Enhance the ``denied`` groups, whose label seems false, without giving up, and identify what they are by the
+        limit for such; None where that speaks against nobody.
+
+        What the network says of each image tells more than the first look knew: what to learn of a group, and which
+        seeds of its class not to trust. It is sure of nothing: a model that learns more than this one may acquit them
+        all.
+        """
+        run, left, settings = self._run, self._left, self._config.identification
+        limits = replace(settings, ambiguity_limit=settings.falsified_ambiguity_limit, most=settings.most_if_falsified)
+        tireless = replace(self._config.enhancement, hopeless_half=inf, hopeless_ambiguity=inf)
+        config, enhanced = replace(self._config, enhancement=tireless, identification=limits), list[Enhanced]()
+        for split in denied:
+            what = f"{len(split.group)} files that stand apart don't show what their label says; looking for a trigger"
+            run.notify(Note(f"{run.class_name(split.label)!r}: {what}"))
+            members = (self._groups.unknown & (run.labels[left.examples] == split.label)).nonzero().flatten()
+            strange = members[self._own(left.examples[members], split.label) < 0.5]
+            core = replace(split, group=split.group[torch.isin(split.group, strange)])
+            seeds = left.seeds.clone()
+            seeds[strange] = False
+            judged = examine_cut(
+                core, partial(left.ask, seeds), lambda entry: is_acquitted(entry, left.examples, self._findings), config
+            )
+            enhanced += [entry for _, entry in judged]
+        found = identify(run.labels[left.examples], tuple(denied), tuple(enhanced), limits)
+        return found if any(verdict != CLEAN for verdict in found.verdicts.values()) else None
 
 
 def lowest_expected(values: torch.Tensor, deviations: float) -> float:
@@ -152,62 +212,3 @@ def lowest_expected(values: torch.Tensor, deviations: float) -> float:
     middle = values.quantile(0.5)
     spread = max(LEAST_SPREAD, 1.4826 * float((values - middle).abs().quantile(0.5)))  # of a Gaussian, by its median
     return float(middle) - deviations * spread
-
-
-def _affinity(run: Run, learned: Learned, left: Left, split: Split) -> float:
-    said = run.infer(learned.network, left.examples[split.group], mirror=True)
-    return affinity_to(split.label, said.logits, run, learned.network, learned.examples)
-
-
-def _accuse(run: Run, learned: Learned, findings: Findings, group: torch.Tensor, weight: float, config: Config) -> None:
-    """Accuse those of a ``group`` (int64 [K], of one class) whose label the network that ``learned`` none of them
-    denies. Their score is the probability that the class is poisoned and the group's labels are falsified, whose
-    log-odds are ``weight``."""
-    label = int(run.labels[group[0]])
-    score = findings.evidence[label]["conviction"] * float(moved(torch.tensor(0.5), weight))
-    accused = group[run.infer(learned.network, group, mirror=True).probabilities[:, label] < 0.5]
-    if score > 0.5 and len(accused):
-        findings.score[accused], findings.suspects[accused] = score, True
-        findings.carries[accused] = (
-            score / findings.evidence[label]["conviction"]
-        )  # whoever hears them later keeps them
-        findings.evidence[label]["strays"] = findings.evidence[label].get("strays", 0) + len(accused)
-        suggest(run, learned, findings, accused, config)
-        run.notify(Note(f"{run.class_name(label)!r}: {len(accused)} more suspects, by their falsified label alone"))
-
-
-def _ask_again(
-    run: Run,
-    learned: Learned,
-    left: Left,
-    unknown: torch.Tensor,
-    denied: list[Split],
-    findings: Findings,
-    config: Config,
-) -> Identification | None:
-    """Enhance the ``denied`` groups, whose label seems false, without giving up, and identify what they are by the
-    limit for such; None where that speaks against nobody.
-
-    What the network that ``learned`` none of the images ``unknown`` (bool [M]) says of each tells more than the first
-    look knew: what to learn of a group, and which seeds of its class not to trust. It is sure of nothing: a model that
-    learns more than this one may acquit them all.
-    """
-    settings = config.identification
-    limits = replace(settings, ambiguity_limit=settings.falsified_ambiguity_limit, most=settings.most_if_falsified)
-    tireless = replace(config.enhancement, hopeless_half=inf, hopeless_ambiguity=inf)
-    config, enhanced = replace(config, enhancement=tireless, identification=limits), list[Enhanced]()
-    for split in denied:
-        what = f"{len(split.group)} files that stand apart don't show what their label says; looking for a trigger"
-        run.notify(Note(f"{run.class_name(split.label)!r}: {what}"))
-        members = (unknown & (run.labels[left.examples] == split.label)).nonzero().flatten()
-        own = run.infer(learned.network, left.examples[members], mirror=True).probabilities[:, split.label]
-        strange = members[own < 0.5]
-        core = replace(split, group=split.group[torch.isin(split.group, strange)])
-        seeds = left.seeds.clone()
-        seeds[strange] = False
-        judged = examine_cut(
-            core, partial(left.ask, seeds), lambda entry: is_acquitted(entry, left.examples, findings), config
-        )
-        enhanced += [entry for _, entry in judged]
-    found = identify(run.labels[left.examples], tuple(denied), tuple(enhanced), limits)
-    return found if any(verdict != CLEAN for verdict in found.verdicts.values()) else None

@@ -58,13 +58,33 @@ def second_opinion(
     return SecondOpinion(moved(carries, torch.where(unseen, confirmed * (own >= 0.5), raised)), revised, denied)
 
 
-def affinity_to(label: int, logits: torch.Tensor, run: Run, network: Network, kept: torch.Tensor) -> float:
+class Familiar:
+    """What a ``network`` says of the images ``kept`` (int64 [K]), which it was trained on, and of their mirror images;
+    of none of them more than once, however many groups are compared with them."""
+
+    def __init__(self, run: Run, network: Network, kept: torch.Tensor) -> None:
+        self._run, self._network, self._kept = run, network, kept
+        self._said = dict[int, torch.Tensor]()
+
+    def logits(self, label: int, count: int) -> torch.Tensor:
+        """Logits float32 [S, classes] of the first ``count`` images of the class ``label``, or of all if those are
+        fewer, that it takes for that class."""
+        mine = self._kept[self._run.labels[self._kept] == label][:count]
+        said = self._said.get(label, torch.zeros(0, self._run.class_count))
+        if len(said) < len(mine):
+            more = self._run.infer(self._network, mine[len(said) :], mirror=True).logits
+            said = self._said[label] = torch.cat([said, more])
+        said = said[: len(mine)]
+        return said[said.argmax(dim=1) == label]
+
+
+def affinity_to(label: int, logits: torch.Tensor, familiar: Familiar) -> float:
     """How much more S suspects have of the class ``label`` than what looks like them.
 
-    ``logits`` float32 [S, classes], of 1 suspect or more, are what ``network`` says of them and their mirror images; it
-    was trained on the images ``kept`` (int64 [K]) alone. In 0..1: the probability that ``label`` has more of what the
-    network leaves to other classes than the one it takes a suspect for, than it has in a kept image of that class that
-    it takes for it as well (ties count half), and 1 for a suspect taken for ``label`` itself. One half for a falsified
+    ``logits`` float32 [S, classes], of 1 suspect or more, are what a network says of them and their mirror images that
+    was trained on ``familiar`` images alone. In 0..1: the probability that ``label`` has more of what the network
+    leaves to other classes than the one it takes a suspect for, than it has in a familiar image of that class that it
+    takes for it as well (ties count half), and 1 for a suspect taken for ``label`` itself. One half for a falsified
     label, whatever the model is worth and however sure it is; a cat is told from a dog by cats only, so the source of
     a source-specific attack may be close to its target.
     """
@@ -74,9 +94,7 @@ def affinity_to(label: int, logits: torch.Tensor, run: Run, network: Network, ke
         if other == label:
             total += len(mine)
             continue
-        like = kept[run.labels[kept] == other][: max(FEWEST, len(mine))]
-        said = run.infer(network, like, mirror=True).logits if len(like) else logits[:0]
-        theirs = _shares(said)[said.argmax(dim=1) == other, label]
+        theirs = _shares(familiar.logits(other, max(FEWEST, len(mine))))[:, label]
         if len(theirs):
             more, same = mine[:, None] > theirs, mine[:, None] == theirs
             total += float((more.float() + same / 2).mean(dim=1).sum())
