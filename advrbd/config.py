@@ -123,7 +123,8 @@ class IdentificationSettings:
     where natural ones have more. For a stray, in a class with falsified labels, what lies ``stray_deviations`` below
     the middle of small natural groups' is the limit if that is less; for any other group what lies
     ``held_out_margin`` below the lowest but one of theirs, with what chance may add to its own.
-    ``falsified_ambiguity_limit``: the ambiguity at which such a group is as likely label noise as planted, and
+    ``limit_if_falsified``: the ambiguity at which such a group is as likely label noise as planted,
+    ``even_odds_if_falsified`` what ``even_odds`` is then, with the denial of a file's label weighed beside it, and
     ``most_if_falsified`` the most that it can be convicted by that, for a second opinion to tip (``most``: any group).
     """
 
@@ -140,9 +141,15 @@ class IdentificationSettings:
     held_out_limit: float = 0.6
     held_out_margin: float = 0.05
     stray_deviations: float = 3.0
-    falsified_ambiguity_limit: float = 1.5
+    limit_if_falsified: float = 1.5
+    even_odds_if_falsified: float = 1 / 3
     most: float = 1.0
     most_if_falsified: float = 0.88
+
+    def if_falsified(self) -> "IdentificationSettings":
+        """The same for a group whose labels are known to be false."""
+        even_odds, most = self.even_odds_if_falsified, self.most_if_falsified
+        return replace(self, ambiguity_limit=self.limit_if_falsified, even_odds=even_odds, most=most)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
-from math import inf
+from math import inf, log
 
 import torch
 
@@ -26,12 +26,13 @@ from advrbd.method.second_opinion import Familiar, affinity_to
 from advrbd.method.separation import Split
 from advrbd.method.warm_up import Learned, warm_up
 from advrbd.model.run import Run
-from advrbd.reports.report import CLEAN, SUSPICIOUS
+from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS
 
 FEWEST_CLASSES = 5
 LEAST_SPREAD = 0.05
 UNIFORM = 12**-0.5  # standard deviation, of what a file with a falsified label adds to an affinity
 SURELY = 2.0  # standard errors
+SURELY_FALSE = log(0.95 / 0.05)
 Splits = tuple[Split, ...]
 
 
@@ -77,7 +78,7 @@ def hear_held_out(
         return None
     kept, unknown = findings.unsuspected(examples), left.examples[groups.unknown]
     learned = warm_up(run, kept[~torch.isin(kept, unknown)], replace(config, warm_up=config.warm_up.halved()))
-    return Hearing(run, learned, left, groups, findings, config).hold()
+    return Hearing(run, learned, left, groups, findings, config).outcome()
 
 
 def hold_out(run: Run, left: Left, findings: Findings, config: Config) -> HeldOut:
@@ -130,8 +131,9 @@ class Hearing:
         self._run, self._learned, self._left, self._groups = run, learned, left, groups
         self._findings, self._config = findings, config
         self._familiar = Familiar(run, learned.network, learned.examples)
+        self._witnesses = [(split, self._affinity(split)) for split in groups.witnesses]
 
-    def hold(self) -> Identification | None:
+    def outcome(self) -> Identification | None:
         """As ``hear_held_out``.
 
         A weak model sees nothing of a class in its natural groups either, once it hasn't learned them. So a stray's
@@ -139,20 +141,25 @@ class Hearing:
         speaks against, must be surely below the limit, which a few files' seldom is, and below those of all witnesses
         in other classes but one, which may be planted itself.
         """
-        settings, witnesses = self._config.identification, self._groups.witnesses
-        known = [(split, self._affinity(split)) for split in (*witnesses, *self._groups.others)]
-        usual = torch.tensor([affinity for _, affinity in known[: len(witnesses)]])
+        settings = self._config.identification
+        usual = torch.tensor([affinity for _, affinity in self._witnesses])
         limit = min(settings.held_out_limit, lowest_expected(usual, settings.stray_deviations))
         for split in self._groups.strays:
             weight = settings.affinity_slope * (limit - self._affinity(split))
             self._accuse(self._left.examples[split.group], weight)
         denied = list[Split]()
-        for split, affinity in known:
-            lowest = sorted(theirs for other, theirs in known[: len(usual)] if other.label != split.label)[1]
+        for split, affinity in (*self._witnesses, *((split, self._affinity(split)) for split in self._groups.others)):
+            _, lowest = self._natural(split.label)[0]
             chance = SURELY * UNIFORM / len(split.group) ** 0.5
             if affinity + chance < min(settings.held_out_limit, lowest - settings.held_out_margin):
                 denied.append(split)
         return self._ask_again(denied)
+
+    def _natural(self, label: int) -> list[tuple[Split, float]]:
+        """The witnesses in other classes than ``label`` and their affinities, the lowest first but for the lowest of
+        all, which may be planted itself."""
+        strangers = [(split, affinity) for split, affinity in self._witnesses if split.label != label]
+        return sorted(strangers, key=lambda witness: witness[1])[1:]
 
     def _affinity(self, split: Split) -> float:
         said = self._run.infer(self._learned.network, self._left.examples[split.group], mirror=True)
@@ -176,33 +183,60 @@ class Hearing:
 
     def _own(self, images: torch.Tensor, label: int) -> torch.Tensor:
         """The probability, float32 [K], that each of the ``images`` (int64 [K]) shows the class ``label``."""
-        return self._run.infer(self._learned.network, images, mirror=True).probabilities[:, label]
+        return self._run.infer(self._learned.network, images, mirror=True).probabilities[:, label].contiguous()
+
+    def denial(self, label: int) -> torch.Tensor:
+        """How surely the label of each image of the class ``label`` is false: log-odds, float32 [M] in -7..7, negative
+        where it is confirmed, 0 in other classes and where a file was acquitted.
+
+        The network denies natural images as well, so its denial counts for no more than how few of those that were held
+        out in other classes show as little of theirs; still too much where more was held out of this one. What it
+        learned it knows by heart: nothing confirms such a label.
+        """
+        left, unknown = self._left, self._groups.unknown
+        members = (self._run.labels[left.examples] == label) & ~self._findings.acquitted[left.examples]
+        own = self._own(left.examples[members], label)
+        natural = [self._own(left.examples[split.group], split.label) for split, _ in self._natural(label)]
+        ordered = torch.cat(natural).sort().values
+        share = (torch.searchsorted(ordered, own, right=True) + 1) / (len(ordered) + 2)
+        denial = torch.zeros(len(members))
+        denial[members] = torch.minimum(torch.logit(1 - own, eps=1e-3), torch.logit(1 - share).clamp_min(0))
+        return torch.where(unknown, denial, denial.clamp_min(0))
 
     def _ask_again(self, denied: list[Split]) -> Identification | None:
-        """Enhance the ``denied`` groups, whose label seems false, without giving up, and identify what they are by the
-        limit for such; None where that speaks against nobody.
+        """Enhance what the network surely denies of the classes of the ``denied`` groups, without giving up, against
+        what it confirms and seeds that it doesn't deny, and identify what they are by the limits for falsified labels;
+        None where that speaks against nobody.
 
-        What the network says of each image tells more than the first look knew: what to learn of a group, and which
-        seeds of its class not to trust. It is sure of nothing: a model that learns more than this one may acquit them
-        all.
+        The first model hardly learned their trigger, if they have one, so the denial of a file's label counts beside
+        what enhancement says of it. Neither is sure: a model that learns more than this one may acquit all.
         """
-        run, left, settings = self._run, self._left, self._config.identification
-        limits = replace(settings, ambiguity_limit=settings.falsified_ambiguity_limit, most=settings.most_if_falsified)
+        run, left, known = self._run, self._left, list[Split]()
         tireless = replace(self._config.enhancement, hopeless_half=inf, hopeless_ambiguity=inf)
+        limits = self._config.identification.if_falsified()
         config, enhanced = replace(self._config, enhancement=tireless, identification=limits), list[Enhanced]()
-        for split in denied:
-            what = f"{len(split.group)} files that stand apart don't show what their label says; looking for a trigger"
-            run.notify(Note(f"{run.class_name(split.label)!r}: {what}"))
-            members = (self._groups.unknown & (run.labels[left.examples] == split.label)).nonzero().flatten()
-            strange = members[self._own(left.examples[members], split.label) < 0.5]
-            core = replace(split, group=split.group[torch.isin(split.group, strange)])
-            seeds = left.seeds.clone()
-            seeds[strange] = False
+        for label in dict.fromkeys(split.label for split in denied):
+            denial, members = self.denial(label), run.labels[left.examples] == label
+            core = (denial > SURELY_FALSE).nonzero().flatten()
+            if len(core) < config.separation.minimum_group:
+                continue
+            what = f"{len(core)} files that stand apart don't show what their label says; looking for a trigger"
+            run.notify(Note(f"{run.class_name(label)!r}: {what}"))
+            groups = [split for split in denied if split.label == label]
+            trusted = members & torch.where(self._groups.unknown, denial < 0, left.seeds & (denial == 0))
             judged = examine_cut(
-                core, partial(left.ask, seeds), lambda entry: is_acquitted(entry, left.examples, self._findings), config
+                replace(groups[0], group=core),
+                partial(left.ask, trusted),
+                lambda entry: is_acquitted(entry, left.examples, self._findings),
+                config,
             )
-            enhanced += [entry for _, entry in judged]
-        found = identify(run.labels[left.examples], tuple(denied), tuple(enhanced), limits)
+            known += groups
+            enhanced += [replace(one, probability=members * moved(one.probability, denial)) for _, one in judged]
+        found = identify(run.labels[left.examples], tuple(known), tuple(enhanced), limits)
+        accused = run.labels[left.examples][found.suspects].unique().tolist()
+        for label, verdict in found.verdicts.items():
+            if verdict == POISONED and label not in accused:  # what carries a trigger isn't what has a false label
+                found.verdicts[label] = SUSPICIOUS
         return found if any(verdict != CLEAN for verdict in found.verdicts.values()) else None
 
 
