@@ -607,8 +607,7 @@ def test_a_group_too_ambiguous_to_convict_is_found_by_its_falsified_labels_as_we
     assert first[1][group].any()  # so there is something not to trust
     for split, seeds, _ in again:
         assert torch.isin(split.group, group).all() and len(split.group) > len(group) / 2
-        assert seeds[group].float().mean() < 0.2
-        assert seeds[true_threes(labels, group)].float().mean() > 0.8
+        assert seeds[group].sum() < first[1][group].sum() / 4 and seeds[true_threes(labels, group)].any()
 
 
 def test_a_second_opinion_can_acquit_what_the_label_convicted():
