@@ -425,6 +425,37 @@ def ordinary(labels: torch.Tensor) -> list[torch.Tensor]:
     return [(labels == other).nonzero().flatten()[20:32] for other in range(10) if other != 3]
 
 
+def test_a_natural_group_doesnt_hide_among_the_suspects_of_an_earlier_look(monkeypatch, falsified):
+    images, labels, group = falsified
+    natural = true_threes(labels, group)[::2]
+    found, told, examined = found_when_sharp(monkeypatch, images, labels, (1, group), (2, natural))
+    assert len(examined) == 2, told  # nothing stood that hadn't been heard
+    assert torch.equal(found.suspects.nonzero().flatten(), group)
+    assert torch.equal(found.acquitted.nonzero().flatten(), natural)
+    assert found.verdicts[3] == POISONED and found.evidence[3]["affinity"] < 0.65
+
+
+def test_what_is_left_of_a_planted_group_stands_beside_the_suspects_of_an_earlier_look(monkeypatch, left_over):
+    images, labels, group, left = left_over
+    found, told, examined = found_when_sharp(monkeypatch, images, labels, (1, group), (2, left))
+    assert len(examined) == 3, told
+    assert torch.equal(found.suspects.nonzero().flatten(), torch.cat([group, left]).sort().values)
+    assert not found.acquitted.any()
+
+
+def test_a_network_isnt_asked_about_the_labels_of_files_that_it_didnt_learn(rows):
+    """It denies the label of suspects that were just acquitted as well, for want of it."""
+    everything, findings = torch.arange(len(rows.labels)), Findings.nothing(len(rows.labels))
+    suspects, acquitted, learned = torch.arange(12), torch.arange(12, 24), torch.arange(24, 30)
+    falsify(rows, torch.arange(30), 0)
+    findings.evidence[0], findings.convictions[0] = {}, 0.97
+    findings.suspects[suspects], findings.carries[:EACH] = True, 0.3
+    findings.carries[suspects] = 0.99
+    known = everything[~torch.isin(everything, torch.cat([suspects, acquitted]))]
+    hear_suspects(rows, Learned(Rows(CLASSES), known), findings, everything, QUICK)
+    assert torch.equal(findings.suspects.nonzero().flatten(), torch.cat([suspects, learned]))
+
+
 def test_what_a_trigger_hardly_shows_in_is_found_by_its_falsified_label(monkeypatch, left_over):
     """White on white: nothing tells such files but that they stand apart in a class whose labels were falsified."""
     images, labels, group, left = left_over

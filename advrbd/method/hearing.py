@@ -1,12 +1,14 @@
 """What a model that was trained without them says of suspects, and what that changes in the findings."""
 
+from dataclasses import replace
+
 import torch
 
 from advrbd.config import Config
 from advrbd.events import Note
 from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
-from advrbd.method.identification import verdict_on
+from advrbd.method.identification import Identification, verdict_on
 from advrbd.method.relearning import relabel
 from advrbd.method.second_opinion import Familiar, affinity_to, second_opinion
 from advrbd.method.warm_up import Learned
@@ -17,11 +19,13 @@ def hear_suspects(run: Run, learned: Learned, findings: Findings, examples: torc
     """Reconsider the classes convicted so far, now that a network ``learned`` those of the images ``examples``
     (int64 [M]) that aren't suspected.
 
-    Of files that only this accuses it learned the label, so it suggests none for them.
+    Of files that only this accuses it learned the label, so it suggests none for them. Those that were just acquitted
+    it didn't learn: nothing is asked of them.
     """
     network, familiar = learned.network, Familiar(run, learned.network, learned.examples)
+    asked = examples[findings.suspects[examples] | torch.isin(examples, learned.examples)]
     for label, first in list(findings.convictions.items()):
-        members = examples[run.labels[examples] == label]
+        members = asked[run.labels[asked] == label]
         unseen = findings.suspects[members]
         if not unseen.any():
             continue
@@ -36,7 +40,35 @@ def hear_suspects(run: Run, learned: Learned, findings: Findings, examples: torc
         findings.evidence[label] |= {name: round(figure, 3) for name, figure in figures.items()}
         findings.carries[members[unseen & ~findings.suspects[members]]] = 0  # cleared; later models learn them
         if heard.conviction <= 0.5:
-            _acquit(run, findings, label, members[unseen])
+            findings.carries[run.labels == label] = 0
+            del findings.convictions[label]
+            _acquit(run, findings, members[unseen])
+
+
+def hear_newcomers(
+    run: Run, learned: Learned, findings: Findings, looked_at: torch.Tensor, found: Identification, config: Config
+) -> Identification:
+    """What a look over the images ``looked_at`` (int64 [M]) has ``found``, without the suspects in classes that were
+    convicted before whom a network that ``learned`` none of them acquits by themselves.
+
+    Among the suspects of before, who have falsified labels, a natural group's affinity would go unseen.
+    """
+    familiar, settings = Familiar(run, learned.network, learned.examples), config.identification
+    carries, score, natural = found.carries.clone(), found.score.clone(), set[int]()
+    for label in found.convictions.keys() & findings.convictions.keys():
+        members = (run.labels[looked_at] == label).nonzero().flatten()
+        unseen = found.suspects[members]
+        if not unseen.any():
+            continue
+        said = run.infer(learned.network, looked_at[members], mirror=True)
+        own, affinity = said.probabilities[:, label], affinity_to(label, said.logits[unseen], familiar)
+        heard = second_opinion(carries[members], found.convictions[label], own, unseen, affinity, settings)
+        if heard.conviction <= 0.5:
+            natural.add(label)
+            carries[members] = score[members] = 0
+            _acquit(run, findings, looked_at[members[unseen]])
+    verdicts = {label: verdict for label, verdict in found.verdicts.items() if label not in natural}
+    return replace(found, carries=carries, score=score, verdicts=verdicts)
 
 
 def is_acquitted(entry: Enhanced, examples: torch.Tensor, findings: Findings) -> bool:
@@ -51,9 +83,8 @@ def suggest(run: Run, learned: Learned, findings: Findings, suspects: torch.Tens
     findings.suggested[suspects], findings.confidence[suspects] = seen
 
 
-def _acquit(run: Run, findings: Findings, label: int, suspects: torch.Tensor) -> None:
+def _acquit(run: Run, findings: Findings, suspects: torch.Tensor) -> None:
     """What turned out to be natural is kept again, from the next training on; no later look may take it for new."""
     findings.acquitted[suspects] = True
-    findings.carries[run.labels == label] = 0
-    del findings.convictions[label]
-    run.notify(Note(f"{run.class_name(label)!r}: {len(suspects)} suspects acquitted; they show what their label says"))
+    name = run.class_name(int(run.labels[suspects[0]]))
+    run.notify(Note(f"{name!r}: {len(suspects)} suspects acquitted; they show what their label says"))

@@ -17,7 +17,7 @@ from advrbd.method.control import find_control, plant_control, with_copies
 from advrbd.method.enhancement import Enhanced, enhance
 from advrbd.method.examination import examine
 from advrbd.method.findings import Findings
-from advrbd.method.hearing import hear_suspects, is_acquitted
+from advrbd.method.hearing import hear_newcomers, hear_suspects, is_acquitted
 from advrbd.method.held_out import Left, hear_held_out
 from advrbd.method.identification import Identification, for_groups, identify
 from advrbd.method.partition import partition
@@ -169,13 +169,15 @@ def _set_aside(
 ) -> Learned | None:
     """Add what was ``found`` among the images ``looked_at`` (int64 [K]) to the ``findings``, and hear the suspects by a
     network that is trained without them, unless a single look was asked for; that network, if there is one."""
-    _merge(run, findings, looked_at, found)
-    if not found.suspects.any():
+    fresh = looked_at[found.suspects]
+    if len(fresh):
+        run.notify(Note(f"look {findings.looks}: {len(fresh)} suspects found and set aside"))
+    if not len(fresh) or config.looks == 1:
+        _merge(run, findings, looked_at, found)
         return None
-    run.notify(Note(f"look {findings.looks}: {int(found.suspects.sum())} suspects found and set aside"))
-    if config.looks == 1:
-        return None
-    learned = warm_up(run, findings.unsuspected(examples), config)
+    kept = findings.unsuspected(examples)
+    learned = warm_up(run, kept[~torch.isin(kept, fresh)], config)
+    _merge(run, findings, looked_at, hear_newcomers(run, learned, findings, looked_at, found, config))
     hear_suspects(run, learned, findings, examples, config)
     return learned
 
