@@ -71,8 +71,10 @@ class SeparationSettings:
     """Into how many ``parts`` each class is cut, and how many of the clearest groups of each cut are ``examined``; of a
     cut in two the other half may be as well.
 
-    A small planted group is no part of its own before a class is cut often enough. The numbers are those for up to
-    ``classes`` classes and grow with them. A group smaller than ``minimum_group`` images can't be seen.
+    A small planted group is no part of its own before a class is cut often enough. Of fewer than ``few`` files the
+    features are so noisy that they scatter it as well: its parts stand out less than natural groups do, but farther,
+    and the farthest of the other groups of each cut is examined besides. The numbers are those for up to ``classes``
+    classes and grow with them. A group smaller than ``minimum_group`` images can't be seen.
     Its core are the images that are in it with a probability of more than ``sure``. Of a group that is less than the
     share ``rare`` of its class, and more than ``enough``, the core is the share ``farthest`` from the rest.
     """
@@ -85,6 +87,7 @@ class SeparationSettings:
     minimum_group: int = 10
     parts: tuple[int, ...] = (2, 4, 8)
     examined: tuple[int, ...] = (1, 1, 4)
+    few: int = 4000
     classes: int = 25
 
 
@@ -137,7 +140,7 @@ class IdentificationSettings:
     affinity_limit: float = 0.65
     affinity_slope: float = 12.0
     most_for: float = 1.2
-    most_against: float = 3.0
+    most_against: float = 3.5
     held_out_limit: float = 0.6
     held_out_margin: float = 0.05
     stray_deviations: float = 3.0

@@ -78,7 +78,7 @@ def make_plan(
     before = _peak_so_far()
     speed = training_speed(network, spec, device, config)
     batches = 2 * (_peak_so_far() - before)  # on a CPU, images are scored 256 at a time, and trained on half as many
-    passes, groups, group_images = _passes(count, config), _groups(spec, config), _group_images(config)
+    passes, groups, group_images = _passes(count, config), _groups(count, spec, config), _group_images(config)
     trained = passes["training"] + passes["scoring"] * _work_of_scoring(config) + passes["inference"] * FORWARD
     look = (count * trained + groups * group_images) / speed
     is_heard = config.looks > 1 and spec.class_count >= FEWEST_CLASSES
@@ -112,7 +112,7 @@ def table_bytes(count: int, network: Network, spec: ModelSpec, config: Config) -
     device = network.mean.device
     with torch.no_grad():
         features = network.eval().features(torch.zeros(1, 3, spec.image_size, spec.image_size, device=device)).shape[1]
-    return round(count * (ROW_BYTES + FEATURE_COPIES * 4 * features + 4 * _groups(spec, config)))
+    return round(count * (ROW_BYTES + FEATURE_COPIES * 4 * features + 4 * _groups(count, spec, config)))
 
 
 def training_speed(network: Network, spec: ModelSpec, device: Device, config: Config) -> float:
@@ -142,10 +142,12 @@ def _work_of_scoring(config: Config) -> float:
     return (steps + 2 * FORWARD) / (steps + 2)
 
 
-def _groups(spec: ModelSpec, config: Config) -> int:
-    """How many groups one look examines at most: of a class that is cut in two, both halves."""
-    places = dict(zip(config.separation.parts, config.separation.examined, strict=True))
-    return (sum(places.values()) + places.get(2, 0)) * math.ceil(spec.class_count / config.separation.classes)
+def _groups(count: int, spec: ModelSpec, config: Config) -> int:
+    """How many groups one look at ``count`` images examines at most: of a class that is cut in two, both halves."""
+    settings = config.separation
+    places = [number + (count < settings.few) for number in settings.examined]
+    halves = dict(zip(settings.parts, places, strict=True)).get(2, 0)
+    return (sum(places) + halves) * math.ceil(spec.class_count / settings.classes)
 
 
 def _group_images(config: Config) -> int:

@@ -1,6 +1,7 @@
 """The stages, each on its own: what they compute, and that they touch nothing else."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from advrbd.model.factory import ModelSpec, build
 from advrbd.model.inference import Outputs
 from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, POISONED
+
+MANY = SeparationSettings().few
 
 
 @pytest.fixture
@@ -89,7 +92,7 @@ def test_separation_finds_the_planted_group_and_puts_it_up_for_examination(gener
     """Also where it is a small part of its class, and where the poison outnumbers the class but holds no seeds."""
     outputs, labels, group = planted_features(generator, planted)
     seeds = (torch.rand(len(labels), generator=generator) < 0.2) & ~group
-    chosen = candidates(separate(outputs, labels, seeds, SeparationSettings(), generator), SeparationSettings())
+    chosen = candidates(separate(outputs, labels, seeds, SeparationSettings(), generator), MANY, SeparationSettings())
     best = max(chosen, key=lambda split: split.bimodality)
     assert best.label == 1
     assert best.bimodality > 4
@@ -144,7 +147,16 @@ def test_every_number_of_parts_has_its_places_and_near_copies_take_none():
         split_of(1, 8, range(50, 55), 4.0),
         split_of(1, 8, range(60, 65), 3.5),
     )
-    assert candidates((weaker, clearest, last, smaller, small, same), settings) == (clearest, small, smaller)
+    assert candidates((weaker, clearest, last, smaller, small, same), MANY, settings) == (clearest, small, smaller)
+
+
+def test_where_images_are_few_the_farthest_group_of_each_cut_is_examined_as_well():
+    settings = SeparationSettings(parts=(2, 8), examined=(1, 1))
+    halves = [replace(split_of(label, 2, range(40), 4.0 - label), distance=5.0 + label) for label in range(3)]
+    parts = [replace(split_of(label, 8, range(9), 4.0 - label), distance=5.0 - label) for label in range(2)]
+    everything = tuple(halves + parts)
+    assert candidates(everything, MANY, settings) == (halves[0], parts[0])
+    assert candidates(everything, settings.few - 1, settings) == (halves[0], halves[2], parts[0], parts[1])
 
 
 def test_the_most_striking_group_of_each_class_is_a_small_part_of_it():
@@ -161,8 +173,8 @@ def test_the_most_striking_group_of_each_class_is_a_small_part_of_it():
 def test_more_classes_have_more_candidates():
     splits = tuple(split_of(label, 2, range(label, label + 10), 3.0 + label / 100) for label in range(80))
     settings = SeparationSettings(parts=(2,), examined=(3,), classes=40)
-    assert [split.label for split in candidates(splits, settings)] == [79, 78, 77, 76, 75, 74]
-    assert len(candidates(splits[:40], settings)) == 3
+    assert [split.label for split in candidates(splits, MANY, settings)] == [79, 78, 77, 76, 75, 74]
+    assert len(candidates(splits[:40], MANY, settings)) == 3
 
 
 def test_classes_too_small_to_split_are_passed_over(generator):
@@ -266,7 +278,7 @@ def test_a_large_group_that_stands_out_a_little_less_is_examined_before_a_small_
     large = Split(1, 2, torch.arange(100, 356), bimodality=4.0, distance=8.0)
     blurred = Split(2, 2, torch.arange(400, 656), bimodality=2.0, distance=8.0)
     settings = SeparationSettings(parts=(2,), examined=(2,))
-    assert [split.label for split in candidates((small, large, blurred), settings)] == [1, 0]
+    assert [split.label for split in candidates((small, large, blurred), MANY, settings)] == [1, 0]
 
 
 def test_a_class_that_was_not_enhanced_has_no_suspects_whatever_its_split():

@@ -138,8 +138,8 @@ def test_separation_gives_parts_of_classes_and_finite_figures_whatever_the_featu
         assert QUICK.minimum_group <= size <= most
         assert math.isfinite(split.bimodality) and split.bimodality >= 0
         assert math.isfinite(split.distance) and split.distance >= 0
-    chosen = candidates(splits, QUICK)
-    assert len(chosen) <= sum(QUICK.examined)
+    chosen = candidates(splits, len(labels), QUICK)
+    assert len(chosen) <= sum(QUICK.examined) + len(QUICK.parts)
     assert len({id(split) for split in chosen} - {id(split) for split in splits}) == 0
     assert bool(chosen) == bool(splits)
 

@@ -15,11 +15,12 @@ import advrbd
 from advrbd.config import Config
 from advrbd.data.pixels import Pixels
 from advrbd.errors import DatasetError
+from advrbd.method.separation import Split, candidates
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec, build
 from advrbd.model.training import given, train
 from advrbd.pipeline import plan_scan
-from advrbd.plan import SCHEMA, _passes
+from advrbd.plan import SCHEMA, _groups, _passes
 from advrbd_cli import console, exits
 from advrbd_cli.app import app
 
@@ -138,3 +139,17 @@ def test_the_passes_of_a_plan_are_those_of_the_training(count):
     means = (choose_device("cpu"), torch.Generator(), events.append)
     train(network, images, torch.arange(count), given(labels), config.warm_up, *means)
     assert len(events) == _passes(count, config)["training"]
+
+
+@pytest.mark.parametrize("count", [TINY.separation.few - 1, TINY.separation.few])
+@pytest.mark.parametrize("classes", [10, 30])
+def test_the_groups_of_a_plan_are_those_that_a_look_examines(count, classes):
+    splits = tuple(
+        Split(label, parts, torch.arange(10 * label, 10 * label + 10), 3.0, 5.0 + label)
+        for label in range(classes)
+        for parts in TINY.separation.parts
+    )
+    distinct = tuple(replace(split, group=split.group + 10**4 * split.parts) for split in splits)
+    chosen = candidates(distinct, count, TINY.separation)
+    other_halves = sum(split.parts == 2 for split in chosen)
+    assert _groups(count, ModelSpec("test_resnet", classes, 16), TINY) == len(chosen) + other_halves

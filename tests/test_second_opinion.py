@@ -17,7 +17,7 @@ from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import hear_suspects
 from advrbd.method.held_out import FEWEST_CLASSES, SURELY_FALSE, Hearing, HeldOut, Left, hold_out, lowest_expected
-from advrbd.method.identification import identify
+from advrbd.method.identification import Identification, identify
 from advrbd.method.look import find
 from advrbd.method.second_opinion import Familiar, affinity_to, second_opinion
 from advrbd.method.separation import Split
@@ -66,6 +66,15 @@ def test_the_affinity_of_a_suspect_taken_for_a_class_without_images_is_even(rows
     assert held_against(rows, suspects, 0) == 0.5
 
 
+def saw(run: Run, *in_doubt: torch.Tensor, conviction: float = 0.4) -> Identification:
+    """What a look found that convicts nobody, but is ``in_doubt`` about groups of one class each."""
+    carries, classes = torch.zeros(len(run.labels)), [int(run.labels[group[0]]) for group in in_doubt]
+    for group in in_doubt:
+        carries[group] = 0.9
+    doubts, verdicts = dict.fromkeys(classes, conviction), dict.fromkeys(classes, SUSPICIOUS)
+    return Identification(carries, conviction * carries, doubts, verdicts, {label: {} for label in classes})
+
+
 def unasked(split: Split, *_: object) -> Enhanced:
     raise AssertionError(f"nothing is to be asked about a group of {split.label}")
 
@@ -91,7 +100,7 @@ def test_a_stray_lies_below_the_limit_and_below_what_natural_groups_show(rows, f
     )
     nobody = torch.zeros(len(everything), dtype=torch.bool)
     groups = HeldOut(tuple(strays), tuple(others), (), nobody)
-    left = Left(everything, (), (), nobody, unasked)
+    left = Left(everything, saw(rows), (), (), nobody, unasked)
     assert Hearing(rows, learned, left, groups, findings, QUICK).outcome() is None
     assert findings.suspects.nonzero().flatten().tolist() == list(range(accused))
 
@@ -110,7 +119,7 @@ def test_a_label_is_denied_no_more_surely_than_natural_images_of_other_classes_a
         images[witness.group] = images[witness.group].roll(1, dims=1)  # the model sees nothing of their class in them
     unknown = torch.isin(everything, torch.cat([false, true, *(split.group for split in witnesses)]))
     groups = HeldOut((), tuple(witnesses), (Split(0, 8, torch.arange(30), 5.0, 5.0),), unknown)
-    left, findings = Left(everything, (), (), everything < 0, unasked), Findings.nothing(len(everything))
+    left, findings = Left(everything, saw(rows), (), (), everything < 0, unasked), Findings.nothing(len(everything))
     findings.acquitted[false[:3]] = True
     denial = Hearing(rows, Learned(Rows(CLASSES), everything[~unknown]), left, groups, findings, QUICK).denial(0)
     surely = float((denial[false[3:]] > SURELY_FALSE).float().mean())
@@ -141,9 +150,10 @@ def heard_by_rows(rows: Run, groups: HeldOut, probability: float = 0.3):
         asked[split.label] = seeds
         return Enhanced(split.label, probability * (rows.labels == split.label), 0.8)
 
-    left = Left(everything, (), (), everything % 2 == 0, ask)
-    learned = Learned(Rows(CLASSES), everything[~groups.unknown])
-    return Hearing(rows, learned, left, groups, Findings.nothing(len(everything)), QUICK).outcome(), asked
+    left = Left(everything, saw(rows), (), (), everything % 2 == 0, ask)
+    learned, findings = Learned(Rows(CLASSES), everything[~groups.unknown]), Findings.nothing(len(everything))
+    findings.verdicts |= dict.fromkeys(range(CLASSES), CLEAN)
+    return Hearing(rows, learned, left, groups, findings, QUICK).outcome(), asked
 
 
 def test_where_enhancement_is_in_doubt_the_denial_of_its_label_tells_a_single_file(rows):
@@ -160,6 +170,34 @@ def test_where_enhancement_is_in_doubt_the_denial_of_its_label_tells_a_single_fi
     unconvincing, _ = heard_by_rows(rows, groups, probability=0.0)
     assert unconvincing.verdicts == {0: SUSPICIOUS}  # what has a false label isn't what carries a trigger
     assert not unconvincing.suspects.any()
+
+
+@pytest.mark.parametrize(
+    ("false", "held", "told_by", "verdict"),
+    [
+        (0, 30, 0.4, CLEAN),
+        (15, 30, 0.4, SUSPICIOUS),
+        (0, 12, 0.4, SUSPICIOUS),
+        (0, 30, 0.45, SUSPICIOUS),
+    ],
+    ids=["natural", "half of it false", "most of it learned", "suspicious by another look"],
+)
+def test_a_suspicious_class_is_cleared_where_what_made_it_so_shows_its_label(rows, false, held, told_by, verdict):
+    group, everything, images = torch.arange(30), torch.arange(len(rows.labels)), rows.pixels.images
+    images[group[:false], 0] = images[group[:false], 6]  # noise, so there is no affinity, but no aversion either
+    images[group[:false], 1 + group[:false] % (CLASSES - 1)] = 200
+    witnesses = tuple(twelve_of(label) for label in range(1, CLASSES))
+    unknown = torch.isin(everything, torch.cat([group[:held], *(one.group for one in witnesses)]))
+    findings = Findings.nothing(len(everything))
+    findings.verdicts |= {0: SUSPICIOUS} | dict.fromkeys(range(1, CLASSES), CLEAN)
+    findings.evidence[0], findings.score[:EACH] = {"conviction": told_by}, 0.4
+    left = Left(everything, saw(rows, group), (), (), everything < 0, unasked)
+    learned = Learned(Rows(CLASSES), everything[~unknown])
+    groups = HeldOut((), witnesses, (Split(0, 4, group[:held], 5.0, 5.0),), unknown)
+    assert Hearing(rows, learned, left, groups, findings, QUICK).outcome() is None
+    assert findings.verdicts[0] == verdict
+    assert bool((findings.score[:EACH] < 0.1).all()) == (verdict == CLEAN)
+    assert ("affinity" in findings.evidence[0]) == (verdict == CLEAN)
 
 
 def test_two_planted_groups_dont_vouch_for_each_other(rows):
@@ -196,7 +234,7 @@ QUICK = Config(
     device="cpu",
     warm_up=SHORT,
     partition=PartitionSettings(masks=1, steps=1),
-    separation=SeparationSettings(examined=(4, 1, 4)),  # all groups
+    separation=SeparationSettings(examined=(4, 1, 4), few=0),  # all groups of a test, each once
 )
 
 
@@ -443,6 +481,18 @@ def test_what_is_left_of_a_planted_group_stands_beside_the_suspects_of_an_earlie
     assert not found.acquitted.any()
 
 
+def test_a_class_convicted_without_suspects_is_acquitted_with_those_that_a_later_look_finds_there(
+    monkeypatch, some_digits
+):
+    images, labels = some_digits
+    natural, other = (labels == 3).nonzero().flatten(), strangers(labels, 7)
+    natural, labels = natural[~torch.isin(natural, other)][::2], labels.clone()
+    labels[other] = 7
+    groups = (1, natural), (1, other)
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, *groups, doubtful=natural.tolist())
+    assert (found.verdicts[3], found.verdicts[7]) == (CLEAN, POISONED), told
+
+
 def test_a_network_isnt_asked_about_the_labels_of_files_that_it_didnt_learn(rows):
     """It denies the label of suspects that were just acquitted as well, for want of it."""
     everything, findings = torch.arange(len(rows.labels)), Findings.nothing(len(rows.labels))
@@ -528,7 +578,7 @@ def apart(run: Run, *groups: torch.Tensor, striking: Sequence[torch.Tensor] = ()
     were ``striking``."""
     dull, small = ([Split(int(run.labels[one[0]]), 8, one, 5.0, 5.0) for one in some] for some in (groups, striking))
     judged = tuple((split, torch.zeros(int((run.labels == split.label).sum()))) for split in dull)
-    return Left(torch.arange(len(run.labels)), judged, tuple(small), run.labels < 0, unasked)
+    return Left(torch.arange(len(run.labels)), saw(run), judged, tuple(small), run.labels < 0, unasked)
 
 
 def test_strays_are_only_in_classes_whose_labels_were_falsified(convicted):
@@ -596,7 +646,7 @@ def test_strays_stay_accused_when_their_class_is_heard_again(rows):
         Split(label, 8, torch.arange(label * EACH, label * EACH + 12), 5.0, 5.0) for label in range(1, CLASSES)
     ]
     known = everything[~torch.isin(everything, torch.cat([group, *(split.group for split in witnesses)]))]
-    left, nobody = Left(everything, (), (), everything < 0, unasked), everything < 0
+    left, nobody = Left(everything, saw(rows), (), (), everything < 0, unasked), everything < 0
     groups = HeldOut((Split(0, 8, group, 5.0, 5.0),), tuple(witnesses), (), nobody)
     Hearing(rows, Learned(Rows(CLASSES), known), left, groups, findings, QUICK).outcome()
     assert torch.equal(findings.suspects.nonzero().flatten(), group)

@@ -10,7 +10,7 @@ from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
 from advrbd.method.identification import Identification, verdict_on
 from advrbd.method.relearning import relabel
-from advrbd.method.second_opinion import Familiar, affinity_to, second_opinion
+from advrbd.method.second_opinion import Familiar, affinity_to, reconsidered, second_opinion
 from advrbd.method.warm_up import Learned
 from advrbd.model.run import Run
 
@@ -42,31 +42,33 @@ def hear_suspects(run: Run, learned: Learned, findings: Findings, examples: torc
         if heard.conviction <= 0.5:
             findings.carries[run.labels == label] = 0
             del findings.convictions[label]
-            _acquit(run, findings, members[unseen])
+            _acquit(run, findings, label, members[unseen])
 
 
 def hear_newcomers(
     run: Run, learned: Learned, findings: Findings, looked_at: torch.Tensor, found: Identification, config: Config
 ) -> Identification:
-    """What a look over the images ``looked_at`` (int64 [M]) has ``found``, without the suspects in classes that were
-    convicted before whom a network that ``learned`` none of them acquits by themselves.
+    """What a look over the images ``looked_at`` (int64 [M]) has ``found``, without the suspects in classes with
+    suspects of earlier looks whom a network that ``learned`` none of them acquits by themselves.
 
-    Among the suspects of before, who have falsified labels, a natural group's affinity would go unseen.
+    Among those of before, who have falsified labels, a natural group's affinity would go unseen.
     """
-    familiar, settings = Familiar(run, learned.network, learned.examples), config.identification
-    carries, score, natural = found.carries.clone(), found.score.clone(), set[int]()
-    for label in found.convictions.keys() & findings.convictions.keys():
-        members = (run.labels[looked_at] == label).nonzero().flatten()
-        unseen = found.suspects[members]
-        if not unseen.any():
+    familiar, carries, score = (
+        Familiar(run, learned.network, learned.examples),
+        found.carries.clone(),
+        found.score.clone(),
+    )
+    labels, natural = run.labels[looked_at], set[int]()
+    for label in set(run.labels[findings.suspects].tolist()) & found.convictions.keys():
+        newcomers = looked_at[found.suspects & (labels == label)]
+        if not len(newcomers):
             continue
-        said = run.infer(learned.network, looked_at[members], mirror=True)
-        own, affinity = said.probabilities[:, label], affinity_to(label, said.logits[unseen], familiar)
-        heard = second_opinion(carries[members], found.convictions[label], own, unseen, affinity, settings)
-        if heard.conviction <= 0.5:
+        said = run.infer(learned.network, newcomers, mirror=True)
+        affinity = affinity_to(label, said.logits, familiar)
+        if reconsidered(found.convictions[label], affinity, config.identification) <= 0.5:
             natural.add(label)
-            carries[members] = score[members] = 0
-            _acquit(run, findings, looked_at[members[unseen]])
+            carries[labels == label] = score[labels == label] = 0
+            _acquit(run, findings, label, newcomers)
     verdicts = {label: verdict for label, verdict in found.verdicts.items() if label not in natural}
     return replace(found, carries=carries, score=score, verdicts=verdicts)
 
@@ -83,8 +85,7 @@ def suggest(run: Run, learned: Learned, findings: Findings, suspects: torch.Tens
     findings.suggested[suspects], findings.confidence[suspects] = seen
 
 
-def _acquit(run: Run, findings: Findings, suspects: torch.Tensor) -> None:
+def _acquit(run: Run, findings: Findings, label: int, suspects: torch.Tensor) -> None:
     """What turned out to be natural is kept again, from the next training on; no later look may take it for new."""
-    findings.acquitted[suspects] = True
-    name = run.class_name(int(run.labels[suspects[0]]))
-    run.notify(Note(f"{name!r}: {len(suspects)} suspects acquitted; they show what their label says"))
+    findings.acquitted[suspects], findings.carries[suspects] = True, 0
+    run.notify(Note(f"{run.class_name(label)!r}: {len(suspects)} suspects acquitted; they show what their label says"))

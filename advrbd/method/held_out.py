@@ -21,8 +21,8 @@ from advrbd.method.enhancement import Enhanced
 from advrbd.method.examination import examine_cut
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import is_acquitted, suggest
-from advrbd.method.identification import Identification, identify, moved
-from advrbd.method.second_opinion import Familiar, affinity_to
+from advrbd.method.identification import Identification, identify, moved, verdict_on
+from advrbd.method.second_opinion import Familiar, affinity_to, reconsidered
 from advrbd.method.separation import Split
 from advrbd.method.warm_up import Learned, warm_up
 from advrbd.model.run import Run
@@ -38,12 +38,13 @@ Splits = tuple[Split, ...]
 
 @dataclass(frozen=True)
 class Left:
-    """What a look over the images ``examples`` (int64 [M]) leaves, the most striking first: the ``dull`` groups, that
-    were examined and that no trigger tells surely, each with the probability, float32 [K] in 0..1, that an image of its
-    class carries what it carries; and the most ``striking`` group of each class. ``seeds`` bool [M]: the images that
-    were trusted. ``ask`` enhances a group of that look, by any seeds."""
+    """What a look over the images ``examples`` (int64 [M]), and what it ``found`` in them, leaves: the ``dull`` groups,
+    that were examined, in that order, and that no trigger tells surely, each with the probability, float32 [K] in 0..1,
+    that an image of its class carries what it carries; and the most ``striking`` group of each class, the most striking
+    first. ``seeds`` bool [M]: the images that were trusted. ``ask`` enhances a group of that look, by any seeds."""
 
     examples: torch.Tensor
+    found: Identification
     dull: tuple[tuple[Split, torch.Tensor], ...]
     striking: Splits
     seeds: torch.Tensor
@@ -67,8 +68,9 @@ def hear_held_out(
 ) -> Identification | None:
     """Hear what a look ``left``, by a model that is trained without it on the images ``examples`` (int64 [M]).
 
-    Files that their label alone accuses are added to the ``findings``. What is to be said of the images of that look
-    where groups turned out to be planted in classes that weren't convicted yet is returned.
+    Files that their label alone accuses are added to the ``findings``, and classes that were suspicious for what turned
+    out to be natural are cleared there. What is to be said of the images of that look where groups turned out to be
+    planted in classes that weren't convicted yet is returned.
     """
     groups = hold_out(run, left, findings, config)
     if len({split.label for split in groups.witnesses}) < FEWEST_CLASSES:
@@ -131,7 +133,8 @@ class Hearing:
         self._run, self._learned, self._left, self._groups = run, learned, left, groups
         self._findings, self._config = findings, config
         self._familiar = Familiar(run, learned.network, learned.examples)
-        self._witnesses = [(split, self._affinity(split)) for split in groups.witnesses]
+        self._witnesses = [(split, self._affinity_of(split)) for split in groups.witnesses]
+        self._usual = torch.tensor([affinity for _, affinity in self._witnesses])
 
     def outcome(self) -> Identification | None:
         """As ``hear_held_out``.
@@ -142,18 +145,38 @@ class Hearing:
         in other classes but one, which may be planted itself.
         """
         settings = self._config.identification
-        usual = torch.tensor([affinity for _, affinity in self._witnesses])
-        limit = min(settings.held_out_limit, lowest_expected(usual, settings.stray_deviations))
+        limit = min(settings.held_out_limit, lowest_expected(self._usual, settings.stray_deviations))
         for split in self._groups.strays:
-            weight = settings.affinity_slope * (limit - self._affinity(split))
+            weight = settings.affinity_slope * (limit - self._affinity_of(split))
             self._accuse(self._left.examples[split.group], weight)
-        denied = list[Split]()
-        for split, affinity in (*self._witnesses, *((split, self._affinity(split)) for split in self._groups.others)):
+        self._clear()
+        denied, others = list[Split](), [(split, self._affinity_of(split)) for split in self._groups.others]
+        for split, affinity in (*self._witnesses, *others):
             _, lowest = self._natural(split.label)[0]
             chance = SURELY * UNIFORM / len(split.group) ** 0.5
             if affinity + chance < min(settings.held_out_limit, lowest - settings.held_out_margin):
                 denied.append(split)
         return self._ask_again(denied)
+
+    def _clear(self) -> None:
+        """Call each class clean again that this look alone found suspicious, where those of its files that made it so
+        and weren't learned, most of them, show no less of their label than small natural groups do."""
+        run, findings, left = self._run, self._findings, self._left
+        for label, before in left.found.convictions.items():
+            evidence = findings.evidence[label]
+            if findings.verdicts[label] != SUSPICIOUS or evidence.get("conviction") != round(before, 3):
+                continue
+            carriers = (run.labels[left.examples] == label) & (left.found.carries > 0.5)
+            heard = (carriers & self._groups.unknown).nonzero().flatten()
+            if "affinity" in evidence or 2 * len(heard) <= int(carriers.sum()):
+                continue
+            affinity = self._affinity(label, heard)
+            after = reconsidered(before, affinity, self._config.identification)
+            if affinity >= float(self._usual.quantile(0.5)) and verdict_on(after) == CLEAN:
+                evidence |= {"affinity": round(affinity, 3), "conviction": round(after, 3)}
+                findings.verdicts[label] = CLEAN
+                findings.score[run.labels == label] *= after / before
+                run.notify(Note(f"{run.class_name(label)!r}: what made it suspicious shows what its label says"))
 
     def _natural(self, label: int) -> list[tuple[Split, float]]:
         """The witnesses in other classes than ``label`` and their affinities, the lowest first but for the lowest of
@@ -161,9 +184,12 @@ class Hearing:
         strangers = [(split, affinity) for split, affinity in self._witnesses if split.label != label]
         return sorted(strangers, key=lambda witness: witness[1])[1:]
 
-    def _affinity(self, split: Split) -> float:
-        said = self._run.infer(self._learned.network, self._left.examples[split.group], mirror=True)
-        return affinity_to(split.label, said.logits, self._familiar)
+    def _affinity_of(self, split: Split) -> float:
+        return self._affinity(split.label, split.group)
+
+    def _affinity(self, label: int, group: torch.Tensor) -> float:
+        said = self._run.infer(self._learned.network, self._left.examples[group], mirror=True)
+        return affinity_to(label, said.logits, self._familiar)
 
     def _accuse(self, group: torch.Tensor, weight: float) -> None:
         """Accuse those of a ``group`` (int64 [K], of one class) whose label the network denies. Their score is the

@@ -32,12 +32,15 @@ LEARNED = 0.3  # of the way from guessing the largest class to perfection, on th
 
 @dataclass(frozen=True)
 class Look:
-    """What one look saw: what it ``found``; the classes with groups ``waiting`` for another look; what is ``left`` of
-    those that stood apart."""
+    """What one look saw: the classes with groups ``waiting`` for another look; what is ``left`` of those that stood
+    apart."""
 
-    found: Identification
     waiting: set[int]
     left: Left
+
+    @property
+    def found(self) -> Identification:
+        return self.left.found
 
 
 def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
@@ -94,7 +97,7 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
     With a control, whether that was found decides whether this look could have seen anything. ``only``: examine these
     classes alone.
     """
-    network, examples, control = learned.network, learned.examples, learned.control
+    network, examples, control, size = learned.network, learned.examples, learned.control, len(run.labels)
     run, shown = with_copies(run, examples, control)
     outputs, parts = run.predict(network, shown), partition(run, network, shown, config.partition)
     if control:
@@ -106,11 +109,11 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
     splits = separate(outputs, labels, seeds, config.separation, run.generator)
     if findings.looks == 1:
         _check_separation(run, labels, splits, config, findings)
-    chosen = candidates(splits, config.separation)
+    chosen = candidates(splits, size, config.separation)
     config = replace(config, identification=for_groups(config.identification, len(chosen)))
     if only is not None:
         splits = tuple(split for split in splits if split.label in only)
-        chosen = candidates(splits, config.separation)
+        chosen = candidates(splits, size, config.separation)
 
     def ask(seeds: torch.Tensor, split: Split, settings: EnhancementSettings) -> Enhanced:
         return enhance(run, network, examples, split, seeds, settings)
@@ -118,7 +121,7 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
     examined = examine(chosen, partial(ask, seeds), lambda entry: is_acquitted(entry, examples, findings), config)
     found = identify(labels, splits, tuple(examined.enhanced), config.identification)
     dull = tuple((split, said.probability[labels == split.label]) for split, said in examined.dull)
-    return Look(found, examined.waiting, Left(examples, dull, most_striking(splits), seeds, ask))
+    return Look(examined.waiting, Left(examples, found, dull, most_striking(splits), seeds, ask))
 
 
 def has_learned(accuracy: float, labels: torch.Tensor) -> bool:
@@ -168,17 +171,19 @@ def _set_aside(
     run: Run, findings: Findings, looked_at: torch.Tensor, found: Identification, examples: torch.Tensor, config: Config
 ) -> Learned | None:
     """Add what was ``found`` among the images ``looked_at`` (int64 [K]) to the ``findings``, and hear the suspects by a
-    network that is trained without them, unless a single look was asked for; that network, if there is one."""
-    fresh = looked_at[found.suspects]
+    network that is trained without them, unless a single look was asked for; that network, if there is one.
+
+    It hears first who is new in a class with suspects, since some of them may go before they are added."""
+    fresh, learned = looked_at[found.suspects], None
     if len(fresh):
         run.notify(Note(f"look {findings.looks}: {len(fresh)} suspects found and set aside"))
-    if not len(fresh) or config.looks == 1:
-        _merge(run, findings, looked_at, found)
-        return None
-    kept = findings.unsuspected(examples)
-    learned = warm_up(run, kept[~torch.isin(kept, fresh)], config)
-    _merge(run, findings, looked_at, hear_newcomers(run, learned, findings, looked_at, found, config))
-    hear_suspects(run, learned, findings, examples, config)
+    if len(fresh) and config.looks > 1:
+        kept = findings.unsuspected(examples)
+        learned = warm_up(run, kept[~torch.isin(kept, fresh)], config)
+        found = hear_newcomers(run, learned, findings, looked_at, found, config)
+    _merge(run, findings, looked_at, found)
+    if learned:
+        hear_suspects(run, learned, findings, examples, config)
     return learned
 
 

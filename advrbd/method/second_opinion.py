@@ -52,10 +52,15 @@ def second_opinion(
     denied_learned = float((own[~unseen] < 0.5).float().mean()) if (~unseen).any() else 0.0
     confirmed = min(0.0, log(1 - denied) - log(1 - min(denied_learned, 0.99)))
     raised = denied * torch.logit(1 - own, eps=1e-3).clamp_min(0)
+    revised = reconsidered(conviction, affinity, settings)
+    return SecondOpinion(moved(carries, torch.where(unseen, confirmed * (own >= 0.5), raised)), revised, denied)
+
+
+def reconsidered(conviction: float, affinity: float, settings: IdentificationSettings) -> float:
+    """The ``conviction`` of a class whose group has so much ``affinity`` to its label, by ``affinity_to``."""
     weight = settings.affinity_slope * (settings.affinity_limit - affinity)
     weight = min(max(weight, -settings.most_against), settings.most_for)
-    revised = float(moved(torch.tensor(conviction), weight))
-    return SecondOpinion(moved(carries, torch.where(unseen, confirmed * (own >= 0.5), raised)), revised, denied)
+    return float(moved(torch.tensor(conviction), weight))
 
 
 class Familiar:

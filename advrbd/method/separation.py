@@ -83,9 +83,9 @@ def separate(
         return tuple(split for splits in pool.map(cut, cuts) for split in splits)
 
 
-def candidates(splits: tuple[Split, ...], settings: SeparationSettings) -> tuple[Split, ...]:
-    """The splits worth an enhancement: those of each number of parts that stand out most, without what is nearly the
-    same.
+def candidates(splits: tuple[Split, ...], size: int, settings: SeparationSettings) -> tuple[Split, ...]:
+    """The splits worth an enhancement, in a folder of ``size`` files: those of each number of parts that stand out
+    most, without what is nearly the same, and where the files are few, those of the others that lie farthest away.
 
     Small groups look more bimodal by chance than large ones, so each number of parts has places of its own, and among
     them counts the bimodality times the fourth root of the group's size.
@@ -93,10 +93,15 @@ def candidates(splits: tuple[Split, ...], settings: SeparationSettings) -> tuple
     class_count = len({split.label for split in splits})
     scale = math.ceil(class_count / settings.classes)
     chosen: list[Split] = []
+
+    def fresh(ranked: list[Split]) -> list[Split]:
+        return [split for split in ranked if not any(_alike(split, other) for other in chosen)]
+
     for parts, places in zip(settings.parts, settings.examined, strict=True):
         ranked = sorted((split for split in splits if split.parts == parts), key=lambda split: -_standing(split))
-        new = [split for split in ranked if not any(_alike(split, other) for other in chosen)]
-        chosen += new[: places * scale]
+        chosen += fresh(ranked)[: places * scale]
+        if size < settings.few:
+            chosen += fresh(sorted(ranked, key=lambda split: -split.distance))[:scale]
     return tuple(chosen)
 
 
