@@ -160,8 +160,9 @@ class Hearing:
 
     def _clear(self) -> None:
         """Call each class clean again that this look alone found suspicious, where those of its files that made it so
-        and weren't learned, most of them, show no less of their label than small natural groups do."""
+        and weren't learned, most of them, show no less of their label, but for chance, than half of the witnesses."""
         run, findings, left = self._run, self._findings, self._left
+        least = float(self._usual.quantile(0.5)) - LEAST_SPREAD
         for label, before in left.found.convictions.items():
             evidence = findings.evidence[label]
             if findings.verdicts[label] != SUSPICIOUS or evidence.get("conviction") != round(before, 3):
@@ -172,7 +173,7 @@ class Hearing:
                 continue
             affinity = self._affinity(label, heard)
             after = reconsidered(before, affinity, self._config.identification)
-            if affinity >= float(self._usual.quantile(0.5)) and verdict_on(after) == CLEAN:
+            if affinity >= least and verdict_on(after) == CLEAN:
                 evidence |= {"affinity": round(affinity, 3), "conviction": round(after, 3)}
                 findings.verdicts[label] = CLEAN
                 findings.score[run.labels == label] *= after / before
