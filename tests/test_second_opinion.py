@@ -432,6 +432,15 @@ def test_a_group_that_accuses_nobody_is_looked_at_once(monkeypatch, falsified):
     assert not found.exhausted
 
 
+@pytest.mark.parametrize("is_false", [False, True], ids=["natural", "false"])
+def test_what_makes_a_class_suspicious_is_heard_in_the_end(monkeypatch, falsified, is_false):
+    images, labels, group = falsified
+    doubted = group[:18] if is_false else true_threes(labels, group)[:18]  # half of a class stays
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, doubted, 0.38), witnesses=ordinary(labels))
+    assert found.verdicts[3] == (SUSPICIOUS if is_false else CLEAN), told
+    assert float(found.score.max()) < (0.5 if is_false else 0.1)
+
+
 def test_a_natural_group_hides_no_group_in_doubt(monkeypatch, falsified):
     images, labels, group = falsified
     natural = (labels == 3).nonzero().flatten()
