@@ -19,7 +19,14 @@ import advrbd
 from advrbd import pipeline
 from advrbd.attacks import BadNets
 from advrbd.attacks.plant import plant
-from advrbd.config import Config, EnhancementSettings, IdentificationSettings, RelearningSettings, TrainingSettings
+from advrbd.config import (
+    Config,
+    EnhancementSettings,
+    IdentificationSettings,
+    RelearningSettings,
+    SeparationSettings,
+    TrainingSettings,
+)
 from advrbd.errors import OutputError, WorkDirError
 from advrbd.events import Note, Progress
 from advrbd.model import run as run_module
@@ -31,6 +38,7 @@ SHORT = TrainingSettings(epochs=2, minimum_steps=0, batch_size=64)
 QUICK = Config(
     model="test_resnet",
     warm_up=SHORT,
+    separation=SeparationSettings(few=0),  # every group counts as planted, and some images have to be left
     enhancement=EnhancementSettings(rounds=2, steps=4, training=SHORT),
     identification=IdentificationSettings(ambiguity_limit=5.0, most_against=0.0),  # hears suspects where there are any
     relearning=RelearningSettings(clean=SHORT, fine_tuning=SHORT),

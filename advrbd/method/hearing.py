@@ -53,12 +53,8 @@ def hear_newcomers(
 
     Among those of before, who have falsified labels, a natural group's affinity would go unseen.
     """
-    familiar, carries, score = (
-        Familiar(run, learned.network, learned.examples),
-        found.carries.clone(),
-        found.score.clone(),
-    )
-    labels, natural = run.labels[looked_at], set[int]()
+    familiar, labels = Familiar(run, learned.network, learned.examples), run.labels[looked_at]
+    carries, score, natural = found.carries.clone(), found.score.clone(), set[int]()
     for label in set(run.labels[findings.suspects].tolist()) & found.convictions.keys():
         newcomers = looked_at[found.suspects & (labels == label)]
         if not len(newcomers):

@@ -70,17 +70,20 @@ def hear_held_out(
 
     Files that their label alone accuses are added to the ``findings``, and classes that were suspicious for what turned
     out to be natural are cleared there. What is to be said of the images of that look where groups turned out to be
-    planted in classes that weren't convicted yet is returned.
+    planted in classes that weren't convicted yet is returned. With few clean classes to compare with nobody is accused.
     """
     groups = hold_out(run, left, findings, config)
-    if len({split.label for split in groups.witnesses}) < FEWEST_CLASSES:
-        if groups.strays:
-            what = f"{len(groups.strays)} groups in convicted classes that no trigger tells are let be"
-            run.notify(Note(f"{what}: too few classes are clean to compare them with"))
+    few = len({split.label for split in groups.witnesses}) < FEWEST_CLASSES
+    if few and groups.strays:
+        what = f"{len(groups.strays)} groups in convicted classes that no trigger tells are let be"
+        run.notify(Note(f"{what}: too few classes are clean to compare them with"))
+    if few and not (groups.witnesses and any(findings.verdicts[split.label] == SUSPICIOUS for split in groups.others)):
         return None
     kept, unknown = findings.unsuspected(examples), left.examples[groups.unknown]
     learned = warm_up(run, kept[~torch.isin(kept, unknown)], replace(config, warm_up=config.warm_up.halved()))
-    return Hearing(run, learned, left, groups, findings, config).outcome()
+    hearing = Hearing(run, learned, left, groups, findings, config)
+    hearing.clear()
+    return None if few else hearing.outcome()
 
 
 def hold_out(run: Run, left: Left, findings: Findings, config: Config) -> HeldOut:
@@ -149,7 +152,6 @@ class Hearing:
         for split in self._groups.strays:
             weight = settings.affinity_slope * (limit - self._affinity_of(split))
             self._accuse(self._left.examples[split.group], weight)
-        self._clear()
         denied, others = list[Split](), [(split, self._affinity_of(split)) for split in self._groups.others]
         for split, affinity in (*self._witnesses, *others):
             _, lowest = self._natural(split.label)[0]
@@ -158,7 +160,7 @@ class Hearing:
                 denied.append(split)
         return self._ask_again(denied)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Call each class clean again that this look alone found suspicious, where those of its files that made it so
         and weren't learned, most of them, show no less of their label, but for chance, than half of the witnesses."""
         run, findings, left = self._run, self._findings, self._left
