@@ -78,7 +78,11 @@ def make_plan(
     before = _peak_so_far()
     speed = training_speed(network, spec, device, config)
     batches = 2 * (_peak_so_far() - before)  # on a CPU, images are scored 256 at a time, and trained on half as many
-    passes, groups, group_images = _passes(count, config), _groups(count, spec, config), _group_images(config)
+    passes, groups, group_images = (
+        _passes(count, config),
+        _groups(len(index.files), spec, config),
+        _group_images(config),
+    )
     trained = passes["training"] + passes["scoring"] * _work_of_scoring(config) + passes["inference"] * FORWARD
     look = (count * trained + groups * group_images) / speed
     is_heard = config.looks > 1 and spec.class_count >= FEWEST_CLASSES
@@ -142,10 +146,10 @@ def _work_of_scoring(config: Config) -> float:
     return (steps + 2 * FORWARD) / (steps + 2)
 
 
-def _groups(count: int, spec: ModelSpec, config: Config) -> int:
-    """How many groups one look at ``count`` images examines at most: of a class that is cut in two, both halves."""
+def _groups(size: int, spec: ModelSpec, config: Config) -> int:
+    """How many groups one look at a folder of ``size`` files examines at most: of a class cut in two, both halves."""
     settings = config.separation
-    places = [number + (count < settings.few) for number in settings.examined]
+    places = [number + (size < settings.few) for number in settings.examined]
     halves = dict(zip(settings.parts, places, strict=True)).get(2, 0)
     return (sum(places) + halves) * math.ceil(spec.class_count / settings.classes)
 

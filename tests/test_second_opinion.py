@@ -15,7 +15,7 @@ from advrbd.data.pixels import Pixels
 from advrbd.events import Note
 from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
-from advrbd.method.hearing import hear_suspects
+from advrbd.method.hearing import hear_newcomers, hear_suspects
 from advrbd.method.held_out import FEWEST_CLASSES, SURELY_FALSE, Hearing, HeldOut, Left, hold_out, lowest_expected
 from advrbd.method.identification import Identification, identify
 from advrbd.method.look import find
@@ -493,16 +493,33 @@ def test_what_is_left_of_a_planted_group_stands_beside_the_suspects_of_an_earlie
     assert not found.acquitted.any()
 
 
-def test_a_class_convicted_without_suspects_is_acquitted_with_those_that_a_later_look_finds_there(
-    monkeypatch, some_digits
-):
-    images, labels = some_digits
-    natural, other = (labels == 3).nonzero().flatten(), strangers(labels, 7)
-    natural, labels = natural[~torch.isin(natural, other)][::2], labels.clone()
-    labels[other] = 7
-    groups = (1, natural), (1, other)
-    found, told, _ = found_when_sharp(monkeypatch, images, labels, *groups, doubtful=natural.tolist())
-    assert (found.verdicts[3], found.verdicts[7]) == (CLEAN, POISONED), told
+def test_whoever_is_found_in_a_class_convicted_without_suspects_is_heard_with_it(rows):
+    """Acquitted by themselves they would leave a poisoned class without anybody to accuse, or to acquit."""
+    everything, findings, newcomers = (
+        torch.arange(len(rows.labels)),
+        Findings.nothing(len(rows.labels)),
+        torch.arange(18),
+    )
+    findings.convictions[0], findings.carries[:EACH] = 0.55, 0.3
+    found = replace(saw(rows, newcomers, conviction=0.7), verdicts={0: POISONED})
+    heard = hear_newcomers(rows, Learned(Rows(CLASSES), everything[18:]), findings, everything, found, QUICK)
+    assert torch.equal(heard.suspects.nonzero().flatten(), newcomers) and heard.verdicts == {0: POISONED}
+    assert not findings.acquitted.any()
+
+
+@pytest.mark.parametrize("is_false", [False, True], ids=["natural", "false"])
+def test_a_newcomer_who_is_acquitted_is_nothing_to_any_later_hearing(rows, is_false):
+    everything, findings = torch.arange(len(rows.labels)), Findings.nothing(len(rows.labels))
+    before, newcomers = torch.arange(12), torch.arange(12, 30)
+    falsify(rows, torch.arange(30) if is_false else before, 0)
+    findings.suspects[before], findings.carries[:EACH] = True, 0.3  # as the look before left it
+    found = replace(saw(rows, newcomers, conviction=0.7), verdicts={0: POISONED})
+    learned = Learned(Rows(CLASSES), everything[30:])
+    heard = hear_newcomers(rows, learned, findings, everything, found, QUICK)
+    assert torch.equal(found.suspects.nonzero().flatten(), newcomers)  # the look's own answer stays what it was
+    assert bool(heard.suspects.any()) == (0 in heard.verdicts) == is_false
+    assert findings.acquitted[newcomers].any() == (not is_false)
+    assert (findings.carries[newcomers] > 0).all() == is_false and (findings.carries[before] > 0).all()
 
 
 def test_a_network_isnt_asked_about_the_labels_of_files_that_it_didnt_learn(rows):
