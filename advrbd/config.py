@@ -74,7 +74,8 @@ class SeparationSettings:
     A small planted group is no part of its own before a class is cut often enough. Of fewer than ``few`` files the
     features are so noisy that they scatter it as well: its parts stand out less than natural groups do, but farther,
     and the farthest of the other groups of each cut is examined besides. The numbers are those for up to ``classes``
-    classes and grow with them. A group smaller than ``minimum_group`` images can't be seen.
+    classes and grow with them, of all cuts but the finest twice as fast: many classes have more natural groups that
+    stand out, and a large planted one is seldom far behind. A group smaller than ``minimum_group`` can't be seen.
     Its core are the images that are in it with a probability of more than ``sure``. Of a group that is less than the
     share ``rare`` of its class, and more than ``enough``, the core is the share ``farthest`` from the rest.
     """
@@ -89,6 +90,14 @@ class SeparationSettings:
     examined: tuple[int, ...] = (1, 1, 4)
     few: int = 4000
     classes: int = 25
+
+    def places(self, size: int, class_count: int) -> tuple[tuple[int, int], ...]:
+        """How many groups of each cut are examined in a folder of ``size`` files and ``class_count`` classes: those
+        that stand out most, and those that lie farthest."""
+        scale, finest = math.ceil(class_count / self.classes), max(self.parts)
+        faster, farthest = 2 * scale if scale > 1 else 1, scale if size < self.few else 0
+        places = zip(self.parts, self.examined, strict=True)
+        return tuple((number * (scale if parts == finest else faster), farthest) for parts, number in places)
 
 
 @dataclass(frozen=True)

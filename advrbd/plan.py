@@ -4,7 +4,6 @@ Time is counted in images that are trained on, at the speed of a few steps of th
 a network takes a third of that: a forward pass, where training has a backward pass of twice the work besides.
 """
 
-import math
 import sys
 import time
 from collections import Counter
@@ -149,9 +148,8 @@ def _work_of_scoring(config: Config) -> float:
 def _groups(size: int, spec: ModelSpec, config: Config) -> int:
     """How many groups one look at a folder of ``size`` files examines at most: of a class cut in two, both halves."""
     settings = config.separation
-    places = [number + (size < settings.few) for number in settings.examined]
-    halves = dict(zip(settings.parts, places, strict=True)).get(2, 0)
-    return (sum(places) + halves) * math.ceil(spec.class_count / settings.classes)
+    places = [sum(numbers) for numbers in settings.places(size, spec.class_count)]
+    return sum(places) + dict(zip(settings.parts, places, strict=True)).get(2, 0)
 
 
 def _group_images(config: Config) -> int:

@@ -177,6 +177,14 @@ def test_more_classes_have_more_candidates():
     assert len(candidates(splits[:40], MANY, settings)) == 3
 
 
+def test_of_many_classes_relatively_more_large_groups_are_examined():
+    settings = SeparationSettings()
+    assert settings.places(MANY, 2) == settings.places(MANY, 25) == ((1, 0), (1, 0), (4, 0))
+    assert settings.places(MANY, 26) == ((4, 0), (4, 0), (8, 0))
+    assert settings.places(MANY, 100) == ((8, 0), (8, 0), (16, 0))
+    assert settings.places(settings.few - 1, 100) == ((8, 4), (8, 4), (16, 4))
+
+
 def test_classes_too_small_to_split_are_passed_over(generator):
     outputs, labels, group = planted_features(generator, planted=3, class_size=15)
     assert separate(outputs, labels, ~group, SeparationSettings(minimum_group=10), generator) == ()

@@ -7,7 +7,6 @@ and of a class cut in two, which half: where a trigger is faint, most of its see
 It learns from the core of the part, where hardly anything else lies: a tenth of strangers there blurs its answer.
 """
 
-import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -91,17 +90,15 @@ def candidates(splits: tuple[Split, ...], size: int, settings: SeparationSetting
     them counts the bimodality times the fourth root of the group's size.
     """
     class_count = len({split.label for split in splits})
-    scale = math.ceil(class_count / settings.classes)
     chosen: list[Split] = []
 
     def fresh(ranked: list[Split]) -> list[Split]:
         return [split for split in ranked if not any(_alike(split, other) for other in chosen)]
 
-    for parts, places in zip(settings.parts, settings.examined, strict=True):
+    for parts, (clearest, farthest) in zip(settings.parts, settings.places(size, class_count), strict=True):
         ranked = sorted((split for split in splits if split.parts == parts), key=lambda split: -_standing(split))
-        chosen += fresh(ranked)[: places * scale]
-        if size < settings.few:
-            chosen += fresh(sorted(ranked, key=lambda split: -split.distance))[:scale]
+        chosen += fresh(ranked)[:clearest]
+        chosen += fresh(sorted(ranked, key=lambda split: -split.distance))[:farthest]
     return tuple(chosen)
 
 
