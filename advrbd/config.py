@@ -129,8 +129,10 @@ class IdentificationSettings:
     """``ambiguity_limit``: undecided images per carrier at which a class is as likely natural as poisoned, in a look
     that examines up to ``groups`` groups; with more of them it falls. ``doubt``: a conviction further than this from 0
     and 1 is looked into twice. ``even_odds``: the enhanced probability at which a file of a convicted class is as
-    likely poisoned as not. ``affinity_limit``: the affinity of a class's suspects to their label that speaks neither
-    for nor against a trigger; less of it moves the log-odds by up to ``most_for``, more by up to ``most_against``.
+    likely poisoned as not. Those that aren't suspects are in doubt where their log-odds lie ``doubt_deviations`` above
+    the middle of theirs in the class, and above ``undecided``. ``affinity_limit``: the affinity of a class's suspects
+    to their label that speaks neither for nor against a trigger; less of it moves the log-odds by up to ``most_for``,
+    more by up to ``most_against``.
     ``held_out_limit``: the affinity at which a group that no trigger tells surely is as likely natural as mislabelled,
     where natural ones have more. For a stray, in a class with falsified labels, what lies ``stray_deviations`` below
     the middle of small natural groups' is the limit if that is less; for any other group what lies
@@ -145,6 +147,8 @@ class IdentificationSettings:
     groups: int = 6
     doubt: float = 0.02
     even_odds: float = 0.2
+    undecided: float = 0.01
+    doubt_deviations: float = 2.0
     unexamined: float = 0.01
     affinity_limit: float = 0.65
     affinity_slope: float = 12.0

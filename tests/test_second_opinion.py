@@ -13,12 +13,13 @@ from advrbd.benchmark.digits import digits
 from advrbd.config import Config, PartitionSettings, SeparationSettings, TrainingSettings
 from advrbd.data.pixels import Pixels
 from advrbd.events import Note
+from advrbd.method.doubt import Doubt, doubts, told_by_label
 from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import hear_newcomers, hear_suspects
 from advrbd.method.held_out import FEWEST_CLASSES, SURELY_FALSE, Hearing, HeldOut, Left, hold_out, lowest_expected
 from advrbd.method.identification import Identification, identify
-from advrbd.method.look import find
+from advrbd.method.look import _set_aside, find
 from advrbd.method.second_opinion import Familiar, affinity_to, second_opinion
 from advrbd.method.separation import Split
 from advrbd.method.warm_up import Learned
@@ -245,6 +246,7 @@ def found_when_sharp(
     *groups: tuple,
     looks: int = 4,
     doubtful: Sequence[int] = (),
+    faint: Sequence[int] = (),
     controls: Sequence[bool] = (True,),
     witnesses: Sequence[torch.Tensor] = (),
     asked: list | None = None,
@@ -253,13 +255,14 @@ def found_when_sharp(
     positions of one class, and an ambiguity, if it isn't one that convicts. Besides, what was told, and the labels that
     each look examined; ``asked`` gets every question: split, seeds, settings.
 
-    Of the ``doubtful`` positions it isn't sure whether they carry what their group carries; ``controls``: whether each
+    Of the ``doubtful`` positions it isn't sure whether they carry what their group carries, and the ``faint`` ones
+    hardly seem to carry what the group of their class carries; ``controls``: whether each
     control that is planted is found; ``witnesses``: positions of one class each that stand apart besides, too little to
     be examined.
     """
     told, examined, twice, lost_or_found = list[str](), list[list[int]](), list[tuple](), iter(controls)
     real_look, looked_at = advrbd.method.look.look, list[torch.Tensor]()
-    unsure = torch.tensor(list(doubtful), dtype=torch.int64)
+    unsure, faintly = (torch.tensor(list(some), dtype=torch.int64) for some in (doubtful, faint))
 
     def look(run, learned, *rest):
         looked_at.append(learned.examples)
@@ -286,6 +289,8 @@ def found_when_sharp(
         since, group, ambiguity = (*groups[int(split.distance)], 0.25)[:3]
         inside = torch.isin(examples, group) & (since <= len(examined))
         probability = torch.where(torch.isin(examples, unsure), 0.5, 0.99) * inside
+        mine = labels[examples] == split.label
+        probability = probability.maximum(0.03 * (inside.any() & mine & torch.isin(examples, faintly)))
         return Enhanced(split.label, probability, ambiguity if 2 * inside.sum() > len(group) else 9.0)
 
     def find_control(*_):
@@ -531,8 +536,115 @@ def test_a_network_isnt_asked_about_the_labels_of_files_that_it_didnt_learn(rows
     findings.suspects[suspects], findings.carries[:EACH] = True, 0.3
     findings.carries[suspects] = 0.99
     known = everything[~torch.isin(everything, torch.cat([suspects, acquitted]))]
-    hear_suspects(rows, Learned(Rows(CLASSES), known), findings, everything, QUICK)
+    hear_suspects(rows, Learned(Rows(CLASSES), known), findings, everything, {}, QUICK)
     assert torch.equal(findings.suspects.nonzero().flatten(), torch.cat([suspects, learned]))
+
+
+@pytest.mark.parametrize("are_false", [True, False], ids=["planted", "natural"])
+def test_what_enhancement_left_in_doubt_is_not_learned_and_its_label_tells(monkeypatch, falsified, are_false):
+    images, labels, planted = falsified
+    group, hidden = planted[:24], planted[24:]
+    faint = hidden if are_false else true_threes(labels, planted)[:12]
+    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group), faint=faint.tolist())
+    accused = found.suspects.nonzero().flatten()
+    assert torch.isin(group, accused).all()
+    assert torch.isin(faint, accused).float().mean() > 0.8 if are_false else not torch.isin(faint, accused).any(), told
+    assert torch.isin(accused, planted).all()
+    assert (found.suggested[torch.cat([group, faint[torch.isin(faint, accused)]])] >= 0).all()  # nobody learned them
+
+
+def test_in_doubt_is_what_stands_out_of_an_accused_class_and_half_of_that_is_learned(rows):
+    findings, everything = Findings.nothing(len(rows.labels)), torch.arange(len(rows.labels))
+    found, room = saw(rows, everything[:12], conviction=0.9), (EACH - 12) // 4  # of the first class
+    found.carries[12:EACH], found.carries[20:24] = 0.001, 0.2
+    found.carries[EACH : EACH + 9] = 0.3  # a class that nobody accuses
+    (doubt,) = doubts(rows, findings, everything, found, QUICK).values()
+    assert doubt.in_doubt.sort().values.tolist() == [20, 21, 22, 23]
+    assert len(doubt.others) == room and (doubt.others < EACH).all() and (doubt.others >= 12).all()
+    assert not torch.isin(doubt.others, doubt.in_doubt).any()
+    found.carries[14:EACH:3] = 0.3  # nine of 28 stand out
+    doubt = doubts(rows, findings, everything, found, QUICK)[0]
+    assert len(doubt.in_doubt) == len(doubt.others) == room
+    assert (found.carries[doubt.in_doubt] > 0.1).all() and (found.carries[doubt.others] < 0.1).all()
+    findings.acquitted[12:EACH] = True
+    assert not doubts(rows, findings, everything, found, QUICK)
+    findings.acquitted[12:EACH] = False
+    found.carries[12:EACH], found.carries[20:24] = 0.001, 0.008  # too little, however far it stands out
+    assert not doubts(rows, findings, everything, found, QUICK)
+
+
+@pytest.mark.parametrize(("denied", "told"), [(40, True), (8, False)], ids=["more", "as many"])
+def test_a_denied_label_tells_where_more_are_denied_than_natural_images_explain(denied, told):
+    """Five natural images in a hundred are denied as surely as any."""
+    natural = torch.tensor([0.001] * 5 + [0.9] * 95)
+    own = torch.tensor([0.001] * denied + [0.9] * (100 - denied))
+    planted = told_by_label(own, natural)
+    assert (planted[:denied] > 0.5).all() == told
+    assert (planted[denied:] < 0.1).all()
+
+
+def test_where_labels_are_shown_as_they_are_by_others_nobody_in_doubt_is_accused():
+    own = torch.tensor([0.001, 0.05, 0.3, 0.9, 0.99] * 4)
+    assert (told_by_label(own, own) <= 0.5).all()
+    assert not len(told_by_label(own[:0], own))
+
+
+def in_doubt(rows: Run, are_false: bool, suspects_false: bool) -> tuple[torch.Tensor, Findings]:
+    """Who of eight that are in doubt in the first class is accused beside its suspects."""
+    everything, findings = torch.arange(len(rows.labels)), Findings.nothing(len(rows.labels))
+    suspects, unsure, others = torch.arange(12), torch.arange(12, 20), torch.arange(20, 30)
+    falsify(rows, torch.cat([suspects] * suspects_false + [unsure] * are_false + [everything[:0]]), 0)
+    findings.evidence[0], findings.convictions[0] = {}, 0.97
+    findings.suspects[suspects], findings.carries[suspects], findings.carries[unsure] = True, 0.99, 0.1
+    findings.score[unsure] = 0.097
+    learned = Learned(Rows(CLASSES), everything[30:])
+    hear_suspects(rows, learned, findings, everything, {0: Doubt(unsure, others)}, QUICK)
+    accused = unsure[findings.suspects[unsure]]
+    assert (findings.suggested[accused] > 0).all() and not findings.suspects[others].any()
+    assert (findings.carries[accused] > 0.5).all()  # for whoever hears them later
+    return accused, findings
+
+
+def test_who_is_in_doubt_is_accused_by_a_false_label_beside_false_labels_alone(rows):
+    accused, _ = in_doubt(rows, are_false=True, suspects_false=True)
+    assert len(accused) == 8
+
+
+def test_who_is_in_doubt_and_shows_the_label_is_not_accused(rows):
+    accused, findings = in_doubt(rows, are_false=False, suspects_false=True)
+    assert not len(accused) and findings.suspects.any()
+
+
+def test_who_is_in_doubt_beside_natural_suspects_goes_with_them(rows):
+    accused, findings = in_doubt(rows, are_false=True, suspects_false=False)
+    assert not len(accused) and findings.verdicts[0] == SUSPICIOUS
+    assert float(findings.score[:EACH].max()) < 0.5
+    assert torch.allclose(findings.score[12:20], torch.tensor(0.1 * findings.evidence[0]["conviction"]), atol=1e-3)
+
+
+def test_who_is_in_doubt_is_no_longer_where_a_newcomer_is_acquitted_and_is_looked_at_again(monkeypatch, rows):
+    """A model that learned none of a natural kind denies all of it, whoever else has a false label in the class."""
+    monkeypatch.setattr(advrbd.method.look, "warm_up", lambda _run, examples, _config: Learned(Rows(CLASSES), examples))
+    everything, findings = torch.arange(len(rows.labels)), Findings.nothing(len(rows.labels))
+    before, newcomers, alike = torch.arange(8), torch.arange(8, 16), torch.arange(16, 21)
+    falsify(rows, torch.cat([before, alike]), 0)
+    findings.evidence[0], findings.convictions[0], findings.verdicts[0] = {}, 0.97, POISONED
+    findings.suspects[before], findings.carries[before] = True, 0.99
+    found = replace(saw(rows, newcomers, conviction=0.7), verdicts={0: POISONED})
+    found.carries[alike] = 0.2
+    assert torch.equal(doubts(rows, findings, everything, found, QUICK)[0].in_doubt.sort().values, alike)
+    learned = _set_aside(rows, findings, everything, found, everything, QUICK)
+    assert torch.equal(findings.suspects.nonzero().flatten(), before)
+    assert torch.equal(learned.examples, everything[16:])
+
+
+def test_of_groups_in_doubt_the_clearest_is_heard_where_a_class_has_no_room_for_all(monkeypatch, falsified):
+    images, labels, group = falsified
+    natural = true_threes(labels, group)
+    heard = list[Left]()
+    monkeypatch.setattr(advrbd.method.look, "hear_held_out", lambda _run, left, *_: heard.append(left))
+    found_when_sharp(monkeypatch, images, labels, (1, natural[::2], 0.5), (1, group, 0.62))
+    assert [split.distance for split, _ in heard[0].dull] == [0.0, 1.0]  # the larger one is asked about first
 
 
 def test_what_a_trigger_hardly_shows_in_is_found_by_its_falsified_label(monkeypatch, left_over):
@@ -679,7 +791,7 @@ def test_strays_stay_accused_when_their_class_is_heard_again(rows):
     groups = HeldOut((Split(0, 8, group, 5.0, 5.0),), tuple(witnesses), (), nobody)
     Hearing(rows, Learned(Rows(CLASSES), known), left, groups, findings, QUICK).outcome()
     assert torch.equal(findings.suspects.nonzero().flatten(), group)
-    hear_suspects(rows, Learned(Rows(CLASSES), known), findings, everything, QUICK)
+    hear_suspects(rows, Learned(Rows(CLASSES), known), findings, everything, {}, QUICK)
     assert torch.equal(findings.suspects.nonzero().flatten(), group)
     assert findings.verdicts[0] == POISONED and settings.affinity_limit > findings.evidence[0]["affinity"]
 

@@ -1,11 +1,13 @@
 """What a model that was trained without them says of suspects, and what that changes in the findings."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
 from advrbd.config import Config
 from advrbd.events import Note
+from advrbd.method.doubt import Doubt, told_by_label
 from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
 from advrbd.method.identification import Identification, verdict_on
@@ -15,12 +17,14 @@ from advrbd.method.warm_up import Learned
 from advrbd.model.run import Run
 
 
-def hear_suspects(run: Run, learned: Learned, findings: Findings, examples: torch.Tensor, config: Config) -> None:
+def hear_suspects(
+    run: Run, learned: Learned, findings: Findings, examples: torch.Tensor, doubted: Mapping[int, Doubt], config: Config
+) -> None:
     """Reconsider the classes convicted so far, now that a network ``learned`` those of the images ``examples``
-    (int64 [M]) that aren't suspected.
+    (int64 [M]) that aren't suspected, nor ``doubted``, by class.
 
-    Of files that only this accuses it learned the label, so it suggests none for them. Those that were just acquitted
-    it didn't learn: nothing is asked of them.
+    Of files that only this accuses though it learned their label it suggests none. Those that were just acquitted it
+    didn't learn: nothing is asked of them.
     """
     network, familiar = learned.network, Familiar(run, learned.network, learned.examples)
     asked = examples[findings.suspects[examples] | torch.isin(examples, learned.examples)]
@@ -38,6 +42,10 @@ def hear_suspects(run: Run, learned: Learned, findings: Findings, examples: torc
         findings.verdicts[label] = verdict_on(heard.conviction)
         figures = {"denied": heard.denied, "affinity": affinity, "conviction": heard.conviction}
         findings.evidence[label] |= {name: round(figure, 3) for name, figure in figures.items()}
+        if label in doubted:
+            findings.score[doubted[label].held] = heard.conviction * findings.carries[doubted[label].held]
+            if affinity < config.identification.affinity_limit:
+                _tell(run, learned, findings, label, doubted[label], heard.conviction, config)
         findings.carries[members[unseen & ~findings.suspects[members]]] = 0  # cleared; later models learn them
         if heard.conviction <= 0.5:
             findings.carries[run.labels == label] = 0
@@ -67,6 +75,21 @@ def hear_newcomers(
             _acquit(run, findings, label, newcomers)
     verdicts = {label: verdict for label, verdict in found.verdicts.items() if label not in natural}
     return replace(found, carries=carries, score=score, verdicts=verdicts)
+
+
+def _tell(
+    run: Run, learned: Learned, findings: Findings, label: int, doubt: Doubt, conviction: float, config: Config
+) -> None:
+    """Accuse those in ``doubt`` whom a network that ``learned`` none of them tells by their ``label``."""
+    own, count = run.infer(learned.network, doubt.held, mirror=True).probabilities[:, label], len(doubt.in_doubt)
+    carries = told_by_label(own[:count], own[count:])
+    findings.carries[doubt.in_doubt], findings.score[doubt.in_doubt] = carries, conviction * carries
+    accused = doubt.in_doubt[findings.score[doubt.in_doubt] > 0.5]
+    if len(accused):
+        findings.suspects[accused] = True
+        suggest(run, learned, findings, accused, config)
+        what = f"{len(accused)} more suspects, of {count} files in doubt, by their false labels"
+        run.notify(Note(f"{run.class_name(label)!r}: {what}"))
 
 
 def is_acquitted(entry: Enhanced, examples: torch.Tensor, findings: Findings) -> bool:

@@ -22,14 +22,13 @@ from advrbd.method.examination import examine_cut
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import is_acquitted, suggest
 from advrbd.method.identification import Identification, identify, moved, verdict_on
-from advrbd.method.second_opinion import Familiar, affinity_to, reconsidered
+from advrbd.method.second_opinion import LEAST_SPREAD, Familiar, affinity_to, lowest_expected, reconsidered
 from advrbd.method.separation import Split
 from advrbd.method.warm_up import Learned, warm_up
 from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS
 
 FEWEST_CLASSES = 5
-LEAST_SPREAD = 0.05
 UNIFORM = 12**-0.5  # standard deviation, of what a file with a falsified label adds to an affinity
 SURELY = 2.0  # standard errors
 SURELY_FALSE = log(0.95 / 0.05)
@@ -39,9 +38,10 @@ Splits = tuple[Split, ...]
 @dataclass(frozen=True)
 class Left:
     """What a look over the images ``examples`` (int64 [M]), and what it ``found`` in them, leaves: the ``dull`` groups,
-    that were examined, in that order, and that no trigger tells surely, each with the probability, float32 [K] in 0..1,
-    that an image of its class carries what it carries; and the most ``striking`` group of each class, the most striking
-    first. ``seeds`` bool [M]: the images that were trusted. ``ask`` enhances a group of that look, by any seeds."""
+    that were examined and that no trigger tells surely, the least ambiguous first, each with the probability, float32
+    [K] in 0..1, that an image of its class carries what it carries; and the most ``striking`` group of each class, the
+    most striking first. ``seeds`` bool [M]: the images that were trusted. ``ask`` enhances a group of that look, by any
+    seeds."""
 
     examples: torch.Tensor
     found: Identification
@@ -91,7 +91,7 @@ def hold_out(run: Run, left: Left, findings: Findings, config: Config) -> HeldOu
     left of a faint trigger's files would teach the model that trigger, and so the label.
 
     What was accused or acquitted meanwhile is no longer in the groups, no file is in two, and half of what is left of a
-    class stays, to learn the class from, which may leave no room for the second half of a class.
+    class stays, to learn the class from, which may leave no room for the more ambiguous half of one.
     """
     limit, verdicts = config.identification.affinity_limit, findings.verdicts
     falsified = {label for label in findings.convictions if findings.evidence[label].get("affinity", 1.0) < limit}
@@ -267,11 +267,3 @@ class Hearing:
             if verdict == POISONED and label not in accused:  # what carries a trigger isn't what has a false label
                 found.verdicts[label] = SUSPICIOUS
         return found if any(verdict != CLEAN for verdict in found.verdicts.values()) else None
-
-
-def lowest_expected(values: torch.Tensor, deviations: float) -> float:
-    """So many standard deviations below the middle of the ``values`` [K], by their median absolute deviation: a few of
-    them may lie far off. A few that agree by chance aren't taken for less spread than ``LEAST_SPREAD``."""
-    middle = values.quantile(0.5)
-    spread = max(LEAST_SPREAD, 1.4826 * float((values - middle).abs().quantile(0.5)))  # of a Gaussian, by its median
-    return float(middle) - deviations * spread

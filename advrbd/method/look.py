@@ -14,6 +14,7 @@ import torch
 from advrbd.config import Config, EnhancementSettings
 from advrbd.events import Caution, Note
 from advrbd.method.control import find_control, plant_control, with_copies
+from advrbd.method.doubt import doubts
 from advrbd.method.enhancement import Enhanced, enhance
 from advrbd.method.examination import examine
 from advrbd.method.findings import Findings
@@ -120,7 +121,8 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
 
     examined = examine(chosen, partial(ask, seeds), lambda entry: is_acquitted(entry, examples, findings), config)
     found = identify(labels, splits, tuple(examined.enhanced), config.identification)
-    dull = tuple((split, said.probability[labels == split.label]) for split, said in examined.dull)
+    clearest = sorted(examined.dull, key=lambda judged: judged[1].ambiguity)
+    dull = tuple((split, said.probability[labels == split.label]) for split, said in clearest)
     return Look(examined.waiting, Left(examples, found, dull, most_striking(splits), seeds, ask))
 
 
@@ -170,21 +172,26 @@ def _admit_blindness(run: Run, findings: Findings) -> None:
 def _set_aside(
     run: Run, findings: Findings, looked_at: torch.Tensor, found: Identification, examples: torch.Tensor, config: Config
 ) -> Learned | None:
-    """Add what was ``found`` among the images ``looked_at`` (int64 [K]) to the ``findings``, and hear the suspects by a
-    network that is trained without them, unless a single look was asked for; that network, if there is one.
+    """Add what was ``found`` among the images ``looked_at`` (int64 [K]) to the ``findings``, and hear the suspects, and
+    what is in doubt, by a network that is trained without them, unless a single look was asked for; that network, if
+    there is one.
 
     It hears first who is new in a class with suspects, since some of them may go before they are added."""
-    fresh, learned = looked_at[found.suspects], None
+    fresh = looked_at[found.suspects]
     if len(fresh):
         run.notify(Note(f"look {findings.looks}: {len(fresh)} suspects found and set aside"))
-    if len(fresh) and config.looks > 1:
-        kept = findings.unsuspected(examples)
-        learned = warm_up(run, kept[~torch.isin(kept, fresh)], config)
-        found = hear_newcomers(run, learned, findings, looked_at, found, config)
+    if not len(fresh) or config.looks == 1:
+        _merge(run, findings, looked_at, found)
+        return None
+    doubted, kept = doubts(run, findings, looked_at, found, config), findings.unsuspected(examples)
+    held = torch.cat([fresh[:0], *(doubt.held for doubt in doubted.values())])
+    learned = warm_up(run, kept[~torch.isin(kept, torch.cat([fresh, held]))], config)
+    found = hear_newcomers(run, learned, findings, looked_at, found, config)
     _merge(run, findings, looked_at, found)
-    if learned:
-        hear_suspects(run, learned, findings, examples, config)
-    return learned
+    guilty = {label: doubt for label, doubt in doubted.items() if label in found.verdicts}
+    hear_suspects(run, learned, findings, examples, guilty, config)
+    left = findings.unsuspected(held)  # not learned, but whoever isn't accused has to be looked at again
+    return replace(learned, examples=torch.cat([learned.examples, left]).sort().values)
 
 
 def _merge(run: Run, findings: Findings, kept: torch.Tensor, found: Identification) -> None:

@@ -16,6 +16,7 @@ from advrbd.model.run import Run
 
 PLAIN = 0.95
 FEWEST = 50
+LEAST_SPREAD = 0.05
 
 
 @dataclass(frozen=True)
@@ -113,3 +114,11 @@ def _shares(logits: torch.Tensor) -> torch.Tensor:
     [M, classes]."""
     first = logits.argmax(dim=1, keepdim=True)
     return logits.scatter(1, first, -torch.inf).log_softmax(dim=1)
+
+
+def lowest_expected(values: torch.Tensor, deviations: float) -> float:
+    """So many standard deviations below the middle of the ``values`` [K], by their median absolute deviation: a few of
+    them may lie far off. A few that agree by chance aren't taken for less spread than ``LEAST_SPREAD``."""
+    middle = values.quantile(0.5)
+    spread = max(LEAST_SPREAD, 1.4826 * float((values - middle).abs().quantile(0.5)))  # of a Gaussian, by its median
+    return float(middle) - deviations * spread
