@@ -613,6 +613,7 @@ def test_who_is_in_doubt_is_accused_by_a_false_label_beside_false_labels_alone(r
 def test_who_is_in_doubt_and_shows_the_label_is_not_accused(rows):
     accused, findings = in_doubt(rows, are_false=False, suspects_false=True)
     assert not len(accused) and findings.suspects.any()
+    assert torch.allclose(findings.carries[12:20], torch.tensor(0.1))  # what enhancement said of them stands
 
 
 def test_who_is_in_doubt_beside_natural_suspects_goes_with_them(rows):

@@ -20,8 +20,8 @@ class Findings:
     """What all looks together say of the N images of a run.
 
     ``score`` float32 [N] in 0..1, higher = more likely poisoned; ``suspects`` bool [N]; ``carries`` float32 [N] and
-    ``convictions``, of convicted classes, as in ``Identification``, before any second opinion. ``acquitted`` bool [N]:
-    suspects once, whom a second opinion acquitted. ``verdicts`` and
+    ``convictions``, of convicted classes, as in ``Identification``, before any second opinion, but of files in doubt,
+    whose label tells. ``acquitted`` bool [N]: suspects once, whom a second opinion acquitted. ``verdicts`` and
     ``evidence`` by class label, from the look that found most. ``suggested`` int64 [N] is the class that a model
     trained without the suspects sees in a suspect (-1: there is no such model), ``confidence`` float32 [N] its
     probability. ``control_found``: the scan found what it planted to test itself; ``blind``: it could not have seen a

@@ -82,7 +82,7 @@ def _tell(
 ) -> None:
     """Accuse those in ``doubt`` whom a network that ``learned`` none of them tells by their ``label``."""
     own, count = run.infer(learned.network, doubt.held, mirror=True).probabilities[:, label], len(doubt.in_doubt)
-    carries = told_by_label(own[:count], own[count:])
+    carries = told_by_label(own[:count], own[count:]).maximum(findings.carries[doubt.in_doubt])  # clears nobody
     findings.carries[doubt.in_doubt], findings.score[doubt.in_doubt] = carries, conviction * carries
     accused = doubt.in_doubt[findings.score[doubt.in_doubt] > 0.5]
     if len(accused):
