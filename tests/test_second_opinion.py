@@ -543,8 +543,8 @@ def test_a_network_isnt_asked_about_the_labels_of_files_that_it_didnt_learn(rows
 @pytest.mark.parametrize("are_false", [True, False], ids=["planted", "natural"])
 def test_what_enhancement_left_in_doubt_is_not_learned_and_its_label_tells(monkeypatch, falsified, are_false):
     images, labels, planted = falsified
-    group, hidden = planted[:24], planted[24:]
-    faint = hidden if are_false else true_threes(labels, planted)[:12]
+    group, hidden = planted[:30], planted[30:]
+    faint = hidden if are_false else true_threes(labels, planted)[:6]
     found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, group), faint=faint.tolist())
     accused = found.suspects.nonzero().flatten()
     assert torch.isin(group, accused).all()
@@ -553,13 +553,13 @@ def test_what_enhancement_left_in_doubt_is_not_learned_and_its_label_tells(monke
     assert (found.suggested[torch.cat([group, faint[torch.isin(faint, accused)]])] >= 0).all()  # nobody learned them
 
 
-def test_in_doubt_is_what_stands_out_of_an_accused_class_and_half_of_that_is_learned(rows):
+def test_in_doubt_is_what_stands_out_of_an_accused_class_and_most_of_that_is_learned(rows):
     findings, everything = Findings.nothing(len(rows.labels)), torch.arange(len(rows.labels))
-    found, room = saw(rows, everything[:12], conviction=0.9), (EACH - 12) // 4  # of the first class
-    found.carries[12:EACH], found.carries[20:24] = 0.001, 0.2
+    found, room = saw(rows, everything[:12], conviction=0.9), (EACH - 12) // 8  # of the first class
+    found.carries[12:EACH], found.carries[20:22] = 0.001, 0.2
     found.carries[EACH : EACH + 9] = 0.3  # a class that nobody accuses
     (doubt,) = doubts(rows, findings, everything, found, QUICK).values()
-    assert doubt.in_doubt.sort().values.tolist() == [20, 21, 22, 23]
+    assert doubt.in_doubt.sort().values.tolist() == [20, 21]
     assert len(doubt.others) == room and (doubt.others < EACH).all() and (doubt.others >= 12).all()
     assert not torch.isin(doubt.others, doubt.in_doubt).any()
     found.carries[14:EACH:3] = 0.3  # nine of 28 stand out
@@ -627,7 +627,7 @@ def test_who_is_in_doubt_is_no_longer_where_a_newcomer_is_acquitted_and_is_looke
     """A model that learned none of a natural kind denies all of it, whoever else has a false label in the class."""
     monkeypatch.setattr(advrbd.method.look, "warm_up", lambda _run, examples, _config: Learned(Rows(CLASSES), examples))
     everything, findings = torch.arange(len(rows.labels)), Findings.nothing(len(rows.labels))
-    before, newcomers, alike = torch.arange(8), torch.arange(8, 16), torch.arange(16, 21)
+    before, newcomers, alike = torch.arange(4), torch.arange(4, 8), torch.arange(8, 12)
     falsify(rows, torch.cat([before, alike]), 0)
     findings.evidence[0], findings.convictions[0], findings.verdicts[0] = {}, 0.97, POISONED
     findings.suspects[before], findings.carries[before] = True, 0.99
@@ -636,7 +636,7 @@ def test_who_is_in_doubt_is_no_longer_where_a_newcomer_is_acquitted_and_is_looke
     assert torch.equal(doubts(rows, findings, everything, found, QUICK)[0].in_doubt.sort().values, alike)
     learned = _set_aside(rows, findings, everything, found, everything, QUICK)
     assert torch.equal(findings.suspects.nonzero().flatten(), before)
-    assert torch.equal(learned.examples, everything[16:])
+    assert torch.equal(learned.examples, everything[8:])
 
 
 def test_of_groups_in_doubt_the_clearest_is_heard_where_a_class_has_no_room_for_all(monkeypatch, falsified):

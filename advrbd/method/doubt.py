@@ -42,14 +42,14 @@ def doubts(
     """What is in doubt, by class, where a look over the images ``looked_at`` (int64 [M]) ``found`` suspects: what
     stands out of the rest of its class by what it carries.
 
-    Half of that rest stays to learn the class from, at least.
+    Three quarters of that rest stay to learn the class from, at least: a class that is hardly known is denied.
     """
     labels, settings, by_class = run.labels[looked_at], config.identification, dict[int, Doubt]()
     settled = found.suspects | findings.suspects[looked_at] | findings.acquitted[looked_at]
     for label in set(labels[found.suspects].tolist()):
         rest = ((labels == label) & ~settled).nonzero().flatten()
         odds = torch.logit(found.carries[rest], eps=1e-5)
-        order, room = rest[odds.argsort(descending=True, stable=True)], len(rest) // 4
+        order, room = rest[odds.argsort(descending=True, stable=True)], len(rest) // 8
         if not room:
             continue
         above = int((odds > max(-lowest_expected(-odds, settings.doubt_deviations), log(settings.undecided))).sum())
