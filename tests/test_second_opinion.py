@@ -537,7 +537,10 @@ def test_a_network_isnt_asked_about_the_labels_of_files_that_it_didnt_learn(rows
     findings.carries[suspects] = 0.99
     known = everything[~torch.isin(everything, torch.cat([suspects, acquitted]))]
     hear_suspects(rows, Learned(Rows(CLASSES), known), findings, everything, {}, QUICK)
-    assert torch.equal(findings.suspects.nonzero().flatten(), torch.cat([suspects, learned]))
+    accused = torch.cat([suspects, learned])
+    assert torch.equal(findings.suspects.nonzero().flatten(), accused)
+    hear_suspects(rows, Learned(Rows(CLASSES), known[~torch.isin(known, learned)]), findings, everything, {}, QUICK)
+    assert torch.equal(findings.suspects.nonzero().flatten(), accused)  # the next model learned none of them
 
 
 @pytest.mark.parametrize("are_false", [True, False], ids=["planted", "natural"])

@@ -39,6 +39,8 @@ def hear_suspects(
         heard = second_opinion(findings.carries[members], first, own, unseen, affinity, config.identification)
         findings.score[members] = heard.conviction * heard.carries
         findings.suspects[members] = findings.score[members] > 0.5
+        raised = findings.suspects[members] & ~unseen
+        findings.carries[members[raised]] = heard.carries[raised]  # whoever hears them later keeps them
         findings.verdicts[label] = verdict_on(heard.conviction)
         figures = {"denied": heard.denied, "affinity": affinity, "conviction": heard.conviction}
         findings.evidence[label] |= {name: round(figure, 3) for name, figure in figures.items()}
