@@ -77,11 +77,8 @@ def make_plan(
     before = _peak_so_far()
     speed = training_speed(network, spec, device, config)
     batches = 2 * (_peak_so_far() - before)  # on a CPU, images are scored 256 at a time, and trained on half as many
-    passes, groups, group_images = (
-        _passes(count, config),
-        _groups(len(index.files), spec, config),
-        _group_images(config),
-    )
+    passes, group_images = _passes(count, config), _group_images(config)
+    groups = _groups(len(index.files), spec, config)
     trained = passes["training"] + passes["scoring"] * _work_of_scoring(config) + passes["inference"] * FORWARD
     look = (count * trained + groups * group_images) / speed
     is_heard = config.looks > 1 and spec.class_count >= FEWEST_CLASSES

@@ -14,11 +14,10 @@ import torch
 from advrbd.config import Config
 from advrbd.method.findings import Findings
 from advrbd.method.identification import Identification
-from advrbd.method.second_opinion import lowest_expected
+from advrbd.method.second_opinion import SURELY, lowest_expected
 from advrbd.model.run import Run
 
 FEWEST_OTHERS = 50
-SURELY = 2.0  # standard errors
 ODD = 2.0  # natural files that stand out are denied about twice as often as others
 DENIED = torch.tensor([0.002, 0.02, 0.1, 0.5])
 

@@ -22,7 +22,7 @@ from advrbd.method.examination import examine_cut
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import is_acquitted, suggest
 from advrbd.method.identification import Identification, identify, moved, verdict_on
-from advrbd.method.second_opinion import LEAST_SPREAD, Familiar, affinity_to, lowest_expected, reconsidered
+from advrbd.method.second_opinion import LEAST_SPREAD, SURELY, Familiar, affinity_to, lowest_expected, reconsidered
 from advrbd.method.separation import Split
 from advrbd.method.warm_up import Learned, warm_up
 from advrbd.model.run import Run
@@ -30,7 +30,6 @@ from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS
 
 FEWEST_CLASSES = 5
 UNIFORM = 12**-0.5  # standard deviation, of what a file with a falsified label adds to an affinity
-SURELY = 2.0  # standard errors
 SURELY_FALSE = log(0.95 / 0.05)
 Splits = tuple[Split, ...]
 

@@ -17,6 +17,7 @@ from advrbd.model.run import Run
 PLAIN = 0.95
 FEWEST = 50
 LEAST_SPREAD = 0.05
+SURELY = 2.0  # standard errors
 
 
 @dataclass(frozen=True)
