@@ -139,7 +139,9 @@ class IdentificationSettings:
     ``held_out_margin`` below the lowest but one of theirs, with what chance may add to its own.
     ``limit_if_falsified``: the ambiguity at which such a group is as likely label noise as planted,
     ``even_odds_if_falsified`` what ``even_odds`` is then, with the denial of a file's label weighed beside it, and
-    ``most_if_falsified`` the most that it can be convicted by that, for a second opinion to tip (``most``: any group).
+    ``most_if_falsified`` the most that it can be convicted by that, for a second opinion to tip (``most``: any group):
+    what was accused for its labels has to have false ones in that model's eyes, too, which asks about the affinity with
+    ``held_out_limit`` and ``slope_if_falsified``.
     """
 
     ambiguity_limit: float = 0.33
@@ -161,11 +163,18 @@ class IdentificationSettings:
     even_odds_if_falsified: float = 1 / 3
     most: float = 1.0
     most_if_falsified: float = 0.88
+    slope_if_falsified: float = 40.0
 
     def if_falsified(self) -> "IdentificationSettings":
-        """The same for a group whose labels are known to be false."""
-        even_odds, most = self.even_odds_if_falsified, self.most_if_falsified
-        return replace(self, ambiguity_limit=self.limit_if_falsified, even_odds=even_odds, most=most)
+        """The same for a group that is accused because its labels seem to be false."""
+        return replace(
+            self,
+            ambiguity_limit=self.limit_if_falsified,
+            even_odds=self.even_odds_if_falsified,
+            most=self.most_if_falsified,
+            affinity_limit=self.held_out_limit,
+            affinity_slope=self.slope_if_falsified,
+        )
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ class Findings:
 
     ``score`` float32 [N] in 0..1, higher = more likely poisoned; ``suspects`` bool [N]; ``carries`` float32 [N] and
     ``convictions``, of convicted classes, as in ``Identification``, before any second opinion, but of files in doubt,
-    whose label tells. ``acquitted`` bool [N]: suspects once, whom a second opinion acquitted. ``verdicts`` and
-    ``evidence`` by class label, from the look that found most. ``suggested`` int64 [N] is the class that a model
-    trained without the suspects sees in a suspect (-1: there is no such model), ``confidence`` float32 [N] its
-    probability. ``control_found``: the scan found what it planted to test itself; ``blind``: it could not have seen a
-    backdoor; ``exhausted``: the last look allowed still found suspects; ``told``: it is known which classes
-    were examined, which not every report says.
+    whose label tells; ``by_label``: the classes that hardly anything but false labels convicted. ``acquitted`` bool
+    [N]: suspects once, whom a second opinion acquitted. ``verdicts`` and ``evidence`` by class label, from the look
+    that found most. ``suggested`` int64 [N] is the class that a model trained without the suspects sees in a suspect
+    (-1: there is no such model), ``confidence`` float32 [N] its probability. ``control_found``: the scan found what it
+    planted to test itself; ``blind``: it could not have seen a backdoor; ``exhausted``: the last look allowed still
+    found suspects; ``told``: it is known which classes were examined, which not every report says.
     """
 
     score: torch.Tensor
@@ -36,6 +36,7 @@ class Findings:
     suggested: torch.Tensor
     confidence: torch.Tensor
     convictions: dict[int, float] = field(default_factory=dict)
+    by_label: set[int] = field(default_factory=set)
     verdicts: dict[int, str] = field(default_factory=dict)
     evidence: dict[int, dict[str, float]] = field(default_factory=dict)
     cautions: list[str] = field(default_factory=list)

@@ -36,7 +36,9 @@ def hear_suspects(
         said = run.infer(network, members, mirror=True)
         suggest(run, learned, findings, members[unseen], config)
         own, affinity = said.probabilities[:, label], affinity_to(label, said.logits[unseen], familiar)
-        heard = second_opinion(findings.carries[members], first, own, unseen, affinity, config.identification)
+        usual = config.identification
+        settings = usual.if_falsified() if label in findings.by_label else usual
+        heard = second_opinion(findings.carries[members], first, own, unseen, affinity, settings)
         findings.score[members] = heard.conviction * heard.carries
         findings.suspects[members] = findings.score[members] > 0.5
         raised = findings.suspects[members] & ~unseen
@@ -46,7 +48,7 @@ def hear_suspects(
         findings.evidence[label] |= {name: round(figure, 3) for name, figure in figures.items()}
         if label in doubted:
             findings.score[doubted[label].held] = heard.conviction * findings.carries[doubted[label].held]
-            if affinity < config.identification.affinity_limit:
+            if affinity < settings.affinity_limit:
                 _tell(run, learned, findings, label, doubted[label], heard.conviction, config)
         findings.carries[members[unseen & ~findings.suspects[members]]] = 0  # cleared; later models learn them
         if heard.conviction <= 0.5:

@@ -22,14 +22,13 @@ from advrbd.method.examination import examine_cut
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import is_acquitted, suggest
 from advrbd.method.identification import Identification, identify, moved, verdict_on
-from advrbd.method.second_opinion import LEAST_SPREAD, SURELY, Familiar, affinity_to, lowest_expected, reconsidered
+from advrbd.method.second_opinion import CHANCE, LEAST_SPREAD, Familiar, affinity_to, lowest_expected, reconsidered
 from advrbd.method.separation import Split
 from advrbd.method.warm_up import Learned, warm_up
 from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS
 
 FEWEST_CLASSES = 5
-UNIFORM = 12**-0.5  # standard deviation, of what a file with a falsified label adds to an affinity
 SURELY_FALSE = log(0.95 / 0.05)
 Splits = tuple[Split, ...]
 
@@ -154,8 +153,8 @@ class Hearing:
         denied, others = list[Split](), [(split, self._affinity_of(split)) for split in self._groups.others]
         for split, affinity in (*self._witnesses, *others):
             _, lowest = self._natural(split.label)[0]
-            chance = SURELY * UNIFORM / len(split.group) ** 0.5
-            if affinity + chance < min(settings.held_out_limit, lowest - settings.held_out_margin):
+            highest = affinity + CHANCE / len(split.group) ** 0.5
+            if highest < min(settings.held_out_limit, lowest - settings.held_out_margin):
                 denied.append(split)
         return self._ask_again(denied)
 
@@ -260,7 +259,7 @@ class Hearing:
             )
             known += groups
             enhanced += [replace(one, probability=members * moved(one.probability, denial)) for _, one in judged]
-        found = identify(run.labels[left.examples], tuple(known), tuple(enhanced), limits)
+        found = replace(identify(run.labels[left.examples], tuple(known), tuple(enhanced), limits), by_label=True)
         accused = run.labels[left.examples][found.suspects].unique().tolist()
         for label, verdict in found.verdicts.items():
             if verdict == POISONED and label not in accused:  # what carries a trigger isn't what has a false label

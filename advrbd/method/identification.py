@@ -23,7 +23,8 @@ class Identification:
     ``carries`` float32 [M] in 0..1: P(the image carries what its class's group carries); ``convictions`` by class
     label, in 0..1: P(that is a trigger), of the classes that were examined. The score, float32 [M] in 0..1, higher =
     more likely poisoned, is their product; ``suspects`` bool [M] are those above one half. ``verdicts`` and
-    ``evidence`` are by class label; a class that was too small to be cut is in none.
+    ``evidence`` are by class label; a class that was too small to be cut is in none. ``by_label``: the convictions rest
+    on false labels, and hardly on the trigger.
     """
 
     carries: torch.Tensor
@@ -31,6 +32,7 @@ class Identification:
     convictions: dict[int, float]
     verdicts: dict[int, str]
     evidence: dict[int, dict[str, float]]
+    by_label: bool = False
 
     @property
     def suspects(self) -> torch.Tensor:

@@ -18,6 +18,7 @@ PLAIN = 0.95
 FEWEST = 50
 LEAST_SPREAD = 0.05
 SURELY = 2.0  # standard errors
+CHANCE = SURELY * 12**-0.5  # over the root of their number: in an affinity, to which false labels add uniform numbers
 
 
 @dataclass(frozen=True)
