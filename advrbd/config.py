@@ -163,7 +163,7 @@ class IdentificationSettings:
     even_odds_if_falsified: float = 1 / 3
     most: float = 1.0
     most_if_falsified: float = 0.88
-    slope_if_falsified: float = 40.0
+    slope_if_falsified: float = 60.0
 
     def if_falsified(self) -> "IdentificationSettings":
         """The same for a group that is accused because its labels seem to be false."""

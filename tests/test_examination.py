@@ -72,7 +72,7 @@ def examined(
     order they were enhanced."""
     asked = []
 
-    def enhance(split, _settings):
+    def enhance(split, *_):
         name = "planted" if split.group is PLANTED else "natural"
         asked.append(name)
         carriers = torch.zeros(400)
@@ -103,6 +103,31 @@ def test_only_a_doubtful_answer_is_asked_for_again_and_only_of_the_clearer_half(
     assert examined(0.8, 0.9)[1] == ["planted", "natural"]
 
 
+@pytest.mark.parametrize(("natural", "asked_of"), [(0.3, [0, 1, 2]), (0.04, [0]), (0.8, [0, 1])])
+def test_where_most_of_a_class_may_be_what_stands_apart_so_may_the_rest(natural, asked_of):
+    """As with WaNet at full size: the seeds avoid what is natural, the other half is a mixture, what is left of that
+    is planted."""
+    first, mixed, asked = NATURAL[:60], torch.cat([NATURAL[60:], PLANTED]), []
+
+    def enhance(split, _settings, trusted):
+        asked.append(split.group)
+        of_all = torch.zeros(400)
+        if split.group is first:  # all that is natural carries what it carries, but for some that leave it in doubt
+            of_all[NATURAL], of_all[NATURAL[-5:]] = 0.95, 0.4
+        elif split.group is not mixed:
+            of_all[PLANTED] = 1.0
+            assert torch.equal(trusted.nonzero().flatten(), NATURAL[:-5])
+        ambiguity = natural if split.group is first else 3.0 if split.group is mixed else 0.05
+        return Enhanced(1, of_all, ambiguity)
+
+    judged = examine_cut(Split(1, 2, first, 4.0, 6.0, mixed), enhance, lambda _: False, Config())
+    expected = [first, mixed, PLANTED]
+    assert len(asked) == len(asked_of)  # and the first isn't asked again where the rest is clear
+    assert all(torch.equal(group, expected[number]) for group, number in zip(asked, asked_of, strict=True))
+    clearest, _ = min(judged, key=lambda one: one[1].ambiguity)
+    assert torch.equal(clearest.group, expected[2 if natural == 0.3 else 0])
+
+
 def test_an_acquitted_half_hides_the_other_one_no_more():
     judged, asked = examined(0.3, 0.01, acquitted=NATURAL)
     assert judged == [("planted", 0.3)]
@@ -125,7 +150,7 @@ def test_a_small_group_is_given_up_later_where_patience_is_asked_for():
 def test_only_the_first_group_of_all_is_asked_patiently():
     patience = []
 
-    def natural(split, settings):
+    def natural(split, settings, _):
         patience.append((split.label, settings.hopeless_half))
         return Enhanced(split.label, torch.zeros(400), 9.0)
 

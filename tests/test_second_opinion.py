@@ -20,7 +20,6 @@ from advrbd.method.hearing import hear_newcomers, hear_suspects
 from advrbd.method.held_out import FEWEST_CLASSES, SURELY_FALSE, Hearing, HeldOut, Left, hold_out, lowest_expected
 from advrbd.method.identification import Identification, identify
 from advrbd.method.look import _set_aside, find
-from advrbd.method.majority import mostly_accused, probability_of_more, turned
 from advrbd.method.second_opinion import Familiar, affinity_to, second_opinion
 from advrbd.method.separation import Split
 from advrbd.method.warm_up import Learned
@@ -148,7 +147,7 @@ def heard_by_rows(rows: Run, groups: HeldOut, probability: float = 0.3):
     which classes it was asked about, with the seeds."""
     everything, asked = torch.arange(len(rows.labels)), dict[int, torch.Tensor]()
 
-    def ask(seeds: torch.Tensor, split: Split, _settings: object) -> Enhanced:
+    def ask(seeds: torch.Tensor, split: Split, *_: object) -> Enhanced:
         asked[split.label] = seeds
         return Enhanced(split.label, probability * (rows.labels == split.label), 0.8)
 
@@ -253,9 +252,8 @@ def found_when_sharp(
     asked: list | None = None,
 ):
     """What the looks say of digits where the ``groups`` look planted: each from a certain look on (or ``NEVER``),
-    positions of one class, an ambiguity, if it isn't one that convicts, and the last look that sees it, if not all.
-    Besides, what was told, and the labels that each look examined; ``asked`` gets every question: split, seeds,
-    settings.
+    positions of one class, and an ambiguity, if it isn't one that convicts. Besides, what was told, and the labels that
+    each look examined; ``asked`` gets every question: split, seeds, settings.
 
     Of the ``doubtful`` positions it isn't sure whether they carry what their group carries, and the ``faint`` ones
     hardly seem to carry what the group of their class carries; ``controls``: whether each
@@ -288,9 +286,8 @@ def found_when_sharp(
         if twice[-1:] != [(len(examined), split.distance)]:  # a doubtful answer is asked for again
             examined[-1].append(split.label)
             twice.append((len(examined), split.distance))
-        asked_about = groups[int(split.distance)]
-        since, group, ambiguity, until = (*asked_about, *(0.25, NEVER)[len(asked_about) - 2 :])
-        inside = torch.isin(examples, group) & (since <= len(examined) <= until)
+        since, group, ambiguity = (*groups[int(split.distance)], 0.25)[:3]
+        inside = torch.isin(examples, group) & (since <= len(examined))
         probability = torch.where(torch.isin(examples, unsure), 0.5, 0.99) * inside
         mine = labels[examples] == split.label
         probability = probability.maximum(0.03 * (inside.any() & mine & torch.isin(examples, faintly)))
@@ -352,44 +349,6 @@ def test_a_planted_group_stays_convicted(monkeypatch, falsified):
     assert found.evidence[3]["affinity"] < 0.65 and not found.by_label
     assert not found.acquitted.any()
     assert found.looks == 2  # what else it hid was looked for
-
-
-@pytest.mark.parametrize("natural", [True, False], ids=["natural", "planted"])
-def test_where_most_of_a_class_is_accused_the_side_is_accused_that_belongs_to_other_classes(
-    monkeypatch, falsified, natural
-):
-    images, labels, group = falsified
-    true = true_threes(labels, group)
-    images, labels = images.clone(), labels.clone()
-    images[group, :4, :4] = 255  # so that a model that learns the group for the class learns the trigger for it
-    if not natural:
-        labels[true[len(group) // 2 :]] = 8  # few threes are left, so the group is most of the class
-    most = true if natural else group
-    found, told, _ = found_when_sharp(monkeypatch, images, labels, (1, most, 0.25, 1))  # sharp in the first look alone
-    assert found.verdicts[3] == POISONED, told
-    accused = found.suspects.nonzero().flatten()
-    assert torch.isin(accused, group).all() and len(accused) > 0.9 * len(group), told
-    assert any("were put there" in message for message in told) == natural
-    assert found.looks == 2  # what else it hid was looked for
-
-
-def test_the_other_side_is_asked_where_most_of_a_class_is_accused_but_not_surely():
-    labels, carries = torch.arange(2).repeat_interleave(10), torch.zeros(20)
-    carries[:6], carries[6:9], carries[10:15] = 0.9, 0.5, 0.9
-    verdicts = dict.fromkeys((0, 1), POISONED)
-    for conviction, asked in ((0.9, [0]), (0.99, [])):  # half of a class isn't most of it
-        convictions = dict.fromkeys((0, 1), conviction)
-        found = Identification(carries, conviction * carries, convictions, verdicts, {0: {}, 1: {}})
-        assert mostly_accused(found, labels, QUICK) == asked
-        other = turned(found, labels, 0)
-        assert other.suspects.nonzero().flatten().tolist() == [9, 10, 11, 12, 13, 14]  # 6 to 8 are on neither side
-        assert torch.equal(other.score[10:], found.score[10:])
-
-
-def test_the_probability_of_more_counts_ties_half():
-    some, others = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 0.5])
-    assert probability_of_more(some, others) == pytest.approx((0 + 1.5 + 2) / 6)
-    assert probability_of_more(others, some) == pytest.approx(1 - (0 + 1.5 + 2) / 6)
 
 
 def test_who_was_acquitted_is_not_found_again(monkeypatch, falsified):
@@ -678,7 +637,7 @@ def test_who_is_in_doubt_is_no_longer_where_a_newcomer_is_acquitted_and_is_looke
     found = replace(saw(rows, newcomers, conviction=0.7), verdicts={0: POISONED})
     found.carries[alike] = 0.2
     assert torch.equal(doubts(rows, findings, everything, found, QUICK)[0].in_doubt.sort().values, alike)
-    _, learned = _set_aside(rows, findings, everything, found, everything, QUICK)
+    learned = _set_aside(rows, findings, everything, found, everything, QUICK)
     assert torch.equal(findings.suspects.nonzero().flatten(), before)
     assert torch.equal(learned.examples, everything[8:])
 

@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from advrbd.config import Config, EnhancementSettings
 from advrbd.method.enhancement import Enhanced, mean_of
 from advrbd.method.identification import is_certain, is_sharp
 from advrbd.method.separation import Split
 
-Enhance = Callable[[Split, EnhancementSettings], Enhanced]
-"""Asks stage 2 about the group of a split."""
+ALIKE = 0.9
+Enhance = Callable[[Split, EnhancementSettings, torch.Tensor | None], Enhanced]
+"""Asks stage 2 about the group of a split; the images of its class that are trusted (bool [M]) are the seeds unless it
+is told others."""
 
 
 @dataclass
@@ -53,30 +57,53 @@ def examine_cut(
     split: Split, ask: Enhance, is_acquitted: Callable[[Enhanced], bool], config: Config, patiently: bool = False
 ) -> list[tuple[Split, Enhanced]]:
     """Enhance the group of ``split``, and unless that is surely planted, the other half of a cut in two as well: the
-    seeds say which of them is foreign, and say the wrong one where most of the class's seeds are poisoned. Returns what
-    was examined and isn't acquitted.
+    seeds say which of them is foreign, and say the wrong one where most of the class's seeds are poisoned. Where what
+    stands apart turns out to be most of the class, the other half may hold more of it beside the poison; so what surely
+    lacks it is examined as well, against what surely has it. Returns what was examined and isn't acquitted.
 
     Where the clearest answer is in doubt, it is asked for once more with other draws; then the mean counts. A natural
     group may look sharp by luck, a planted one doesn't look natural twice. ``patiently``: ``patient`` says how long a
     small group is asked.
     """
+    limits, judged = config.identification, list[tuple[Split, torch.Tensor | None, Enhanced]]()
 
-    def enhance(half: Split) -> Enhanced:
-        return ask(half, patient(config.enhancement, half) if patiently else config.enhancement)
+    def enhance(half: Split, trusted: torch.Tensor | None) -> Enhanced:
+        return ask(half, patient(config.enhancement, half) if patiently else config.enhancement, trusted)
 
-    limits, judged = config.identification, list[tuple[Split, Enhanced]]()
-    for half in (split, split.turned):
-        if half is None or any(is_sharp(entry, limits) and is_certain(entry, limits) for _, entry in judged):
-            continue
-        entry = enhance(half)
+    def judge(half: Split | None, trusted: torch.Tensor | None = None) -> None:
+        if half is None or any(is_sharp(entry, limits) and is_certain(entry, limits) for *_, entry in judged):
+            return
+        entry = enhance(half, trusted)
         if not is_acquitted(entry):
-            judged.append((half, entry))
-    if judged:
-        clearest = min(range(len(judged)), key=lambda number: judged[number][1].ambiguity)
-        half, entry = judged[clearest]
+            judged.append((half, trusted, entry))
+
+    def clearest() -> int:
+        return min(range(len(judged)), key=lambda number: judged[number][2].ambiguity)
+
+    judge(split)
+    judge(split.turned)
+    if judged and not is_certain((entry := judged[clearest()][2]), limits):
+        judge(rest_of(split, entry, config), entry.probability > 1 - config.enhancement.cleared)
+        half, trusted, entry = judged[clearest()]
         if not is_certain(entry, limits):
-            judged[clearest] = half, mean_of(entry, enhance(half))
-    return judged
+            judged[clearest()] = half, trusted, mean_of(entry, enhance(half, trusted))
+    return [(half, entry) for half, _, entry in judged]
+
+
+def rest_of(split: Split, entry: Enhanced, config: Config) -> Split | None:
+    """Where most of a class that was cut in two carries what a group does, by the ``entry`` about it: what surely
+    doesn't, as a group by itself, which learns badly beside a few others; None where that is too little, or hardly
+    anything but one of the halves."""
+    if split.other is None:
+        return None
+    both = torch.cat([split.group, split.other]).sort().values
+    rest = both[entry.probability[both] < config.identification.undecided]
+    if 2 * int((entry.probability > 0.5).sum()) <= len(both) or len(rest) < config.separation.minimum_group:
+        return None
+    known = any(
+        int(torch.isin(rest, one).sum()) > ALIKE * max(len(rest), len(one)) for one in (split.group, split.other)
+    )
+    return None if known else replace(split, group=rest, other=None)
 
 
 def patient(settings: EnhancementSettings, split: Split) -> EnhancementSettings:

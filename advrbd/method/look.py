@@ -14,14 +14,13 @@ import torch
 from advrbd.config import Config, EnhancementSettings
 from advrbd.events import Caution, Note
 from advrbd.method.control import find_control, plant_control, with_copies
-from advrbd.method.doubt import Doubt, doubts
+from advrbd.method.doubt import doubts
 from advrbd.method.enhancement import Enhanced, enhance
 from advrbd.method.examination import examine
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import hear_newcomers, hear_suspects, is_acquitted
 from advrbd.method.held_out import Left, hear_held_out
 from advrbd.method.identification import Identification, for_groups, identify
-from advrbd.method.majority import put_right
 from advrbd.method.partition import partition
 from advrbd.method.separation import Split, candidates, most_striking, separate
 from advrbd.method.warm_up import Learned, warm_up
@@ -61,16 +60,16 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
         seen, looked_at = look(run, learned, config, findings, only), learned.examples
         if only is None:
             left = seen.left
-        fresh, trained = _set_aside(run, findings, looked_at, seen.found, examples, config)
-        learned, last = trained or learned, findings.looks >= config.looks
+        learned = _set_aside(run, findings, looked_at, seen.found, examples, config) or learned
+        fresh, last = looked_at[seen.found.suspects], findings.looks >= config.looks
         waiting = seen.waiting & set(run.labels[fresh].tolist())  # what stays where it was would be in their way again
         stands, only = bool(findings.suspects[fresh].any()), None
         lost = not (findings.blind or findings.control_found) and planted < config.controls
         if config.looks > 1 and not findings.blind and (last or not (stands or waiting or lost)):
             more = hear_held_out(run, left, findings, examples, config)
             if more:
-                accused, trained = _set_aside(run, findings, left.examples, more, examples, config)
-                learned, stands = trained or learned, stands or bool(findings.suspects[accused].any())
+                learned = _set_aside(run, findings, left.examples, more, examples, config) or learned
+                stands = stands or bool(findings.suspects[left.examples[more.suspects]].any())
         if last:
             break
         if stands:
@@ -117,7 +116,11 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
         splits = tuple(split for split in splits if split.label in only)
         chosen = candidates(splits, size, config.separation)
 
-    def ask(seeds: torch.Tensor, split: Split, settings: EnhancementSettings) -> Enhanced:
+    def ask(
+        seeds: torch.Tensor, split: Split, settings: EnhancementSettings, trusted: torch.Tensor | None = None
+    ) -> Enhanced:
+        if trusted is not None:
+            seeds = torch.where(labels == split.label, trusted, seeds)
         return enhance(run, network, examples, split, seeds, settings)
 
     examined = examine(chosen, partial(ask, seeds), lambda entry: is_acquitted(entry, examples, findings), config)
@@ -172,10 +175,10 @@ def _admit_blindness(run: Run, findings: Findings) -> None:
 
 def _set_aside(
     run: Run, findings: Findings, looked_at: torch.Tensor, found: Identification, examples: torch.Tensor, config: Config
-) -> tuple[torch.Tensor, Learned | None]:
+) -> Learned | None:
     """Add what was ``found`` among the images ``looked_at`` (int64 [K]) to the ``findings``, and hear the suspects, and
-    what is in doubt, by a network that is trained without them, unless a single look was asked for; who was heard
-    (int64), and that network, if there is one.
+    what is in doubt, by a network that is trained without them, unless a single look was asked for; that network, if
+    there is one.
 
     It hears first who is new in a class with suspects, since some of them may go before they are added."""
     fresh = looked_at[found.suspects]
@@ -183,22 +186,16 @@ def _set_aside(
         run.notify(Note(f"look {findings.looks}: {len(fresh)} suspects found and set aside"))
     if not len(fresh) or config.looks == 1:
         _merge(run, findings, looked_at, found)
-        return fresh, None
-
-    def train(found: Identification) -> tuple[Learned, dict[int, Doubt]]:
-        doubted, kept = doubts(run, findings, looked_at, found, config), findings.unsuspected(examples)
-        unknown = torch.cat([looked_at[found.suspects], *(doubt.held for doubt in doubted.values())])
-        return warm_up(run, kept[~torch.isin(kept, unknown)], config), doubted
-
-    found, learned, doubted = put_right(run, looked_at, found, train, config)
-    fresh = looked_at[found.suspects]
+        return None
+    doubted, kept = doubts(run, findings, looked_at, found, config), findings.unsuspected(examples)
+    held = torch.cat([fresh[:0], *(doubt.held for doubt in doubted.values())])
+    learned = warm_up(run, kept[~torch.isin(kept, torch.cat([fresh, held]))], config)
     found = hear_newcomers(run, learned, findings, looked_at, found, config)
     _merge(run, findings, looked_at, found)
     guilty = {label: doubt for label, doubt in doubted.items() if label in found.verdicts}
     hear_suspects(run, learned, findings, examples, guilty, config)
-    left = findings.unsuspected(torch.cat([fresh[:0], *(doubt.held for doubt in doubted.values())]))
-    seen = torch.cat([learned.examples, left])  # not learned, but whoever isn't accused has to be looked at again
-    return fresh, replace(learned, examples=seen.sort().values)
+    left = findings.unsuspected(held)  # not learned, but whoever isn't accused has to be looked at again
+    return replace(learned, examples=torch.cat([learned.examples, left]).sort().values)
 
 
 def _merge(run: Run, findings: Findings, kept: torch.Tensor, found: Identification) -> None:
