@@ -69,7 +69,7 @@ class PartitionSettings:
 @dataclass(frozen=True)
 class SeparationSettings:
     """Into how many ``parts`` each class is cut, and how many of the clearest groups of each cut are ``examined``; of a
-    cut in two the other half may be as well.
+    cut in two the other half may be as well, and what is left of the class.
 
     A small planted group is no part of its own before a class is cut often enough. Of fewer than ``few`` files the
     features are so noisy that they scatter it as well: its parts stand out less than natural groups do, but farther,
@@ -130,7 +130,8 @@ class IdentificationSettings:
     that examines up to ``groups`` groups; with more of them it falls. ``doubt``: a conviction further than this from 0
     and 1 is looked into twice. ``even_odds``: the enhanced probability at which a file of a convicted class is as
     likely poisoned as not. Those that aren't suspects are in doubt where their log-odds lie ``doubt_deviations`` above
-    the middle of theirs in the class, and above ``undecided``. ``affinity_limit``: the affinity of a class's suspects
+    the middle of theirs in the class, and above ``undecided``: under that an image surely lacks what its class's group
+    carries. ``affinity_limit``: the affinity of a class's suspects
     to their label that speaks neither for nor against a trigger; less of it moves the log-odds by up to ``most_for``,
     more by up to ``most_against``.
     ``held_out_limit``: the affinity at which a group that no trigger tells surely is as likely natural as mislabelled,

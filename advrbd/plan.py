@@ -143,7 +143,8 @@ def _work_of_scoring(config: Config) -> float:
 
 
 def _groups(size: int, spec: ModelSpec, config: Config) -> int:
-    """How many groups one look at a folder of ``size`` files examines at most: of a class cut in two, both halves."""
+    """How many groups one look at a folder of ``size`` files examines at most: of a class cut in two, both halves;
+    that what is left of it is examined as well is rare."""
     settings = config.separation
     places = [sum(numbers) for numbers in settings.places(size, spec.class_count)]
     return sum(places) + dict(zip(settings.parts, places, strict=True)).get(2, 0)

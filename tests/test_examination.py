@@ -1,5 +1,6 @@
 """Which side of a cut is examined, and how patiently."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import torch
 import advrbd.method.separation
 from advrbd.config import Config, SeparationSettings
 from advrbd.method.enhancement import Enhanced
-from advrbd.method.examination import examine, examine_cut, patient
+from advrbd.method.examination import examine, examine_cut, patient, variety
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import is_acquitted
 from advrbd.method.separation import Split, separate
@@ -103,29 +104,78 @@ def test_only_a_doubtful_answer_is_asked_for_again_and_only_of_the_clearer_half(
     assert examined(0.8, 0.9)[1] == ["planted", "natural"]
 
 
-@pytest.mark.parametrize(("natural", "asked_of"), [(0.3, [0, 1, 2]), (0.04, [0]), (0.8, [0, 1])])
-def test_where_most_of_a_class_may_be_what_stands_apart_so_may_the_rest(natural, asked_of):
-    """As with WaNet at full size: the seeds avoid what is natural, the other half is a mixture, what is left of that
-    is planted."""
-    first, mixed, asked = NATURAL[:60], torch.cat([NATURAL[60:], PLANTED]), []
+def mixed_up(
+    natural: float,
+    left: float = 0.05,
+    has: torch.Tensor = NATURAL,
+    acquitted: bool = False,
+    planted_first: bool = False,
+) -> tuple[list[str], list[str]]:
+    """Which sides of a class of 60 planted and 140 natural images were asked about, and which stand, the clearest
+    first, where the first half is 60 natural images, with the ambiguity ``natural``, the other a mixture and 3.0, and
+    the rest of what ``has`` what the first half has, ``left``. ``planted_first``: the roles are exchanged."""
+    first, asked = NATURAL[:60], []
+    mixture = torch.cat([NATURAL[60:], PLANTED])
+
+    def name(split: Split) -> str:
+        return "first" if split.group is first else "mixture" if split.group is mixture else "rest"
 
     def enhance(split, _settings, trusted):
-        asked.append(split.group)
-        of_all = torch.zeros(400)
-        if split.group is first:  # all that is natural carries what it carries, but for some that leave it in doubt
-            of_all[NATURAL], of_all[NATURAL[-5:]] = 0.95, 0.4
-        elif split.group is not mixed:
-            of_all[PLANTED] = 1.0
-            assert torch.equal(trusted.nonzero().flatten(), NATURAL[:-5])
-        ambiguity = natural if split.group is first else 3.0 if split.group is mixed else 0.05
-        return Enhanced(1, of_all, ambiguity)
+        asked.append(name(split))
+        carries = torch.zeros(400)
+        carries[100:300] = 0.001
+        carries[has if split.group is first else split.group] = 0.95
+        carries[has[-5:]] = 0.4  # some are undecided: neither learned nor trusted
+        if asked[-1] == "rest":
+            assert torch.equal(trusted.nonzero().flatten(), has[:-5])
+            assert torch.equal(split.group, torch.arange(100, 300)[~torch.isin(torch.arange(100, 300), has)])
+        return Enhanced(1, carries, {"first": natural, "mixture": 3.0, "rest": left}[asked[-1]])
 
-    judged = examine_cut(Split(1, 2, first, 4.0, 6.0, mixed), enhance, lambda _: False, Config())
-    expected = [first, mixed, PLANTED]
-    assert len(asked) == len(asked_of)  # and the first isn't asked again where the rest is clear
-    assert all(torch.equal(group, expected[number]) for group, number in zip(asked, asked_of, strict=True))
-    clearest, _ = min(judged, key=lambda one: one[1].ambiguity)
-    assert torch.equal(clearest.group, expected[2 if natural == 0.3 else 0])
+    def various(label, some):
+        assert label == 1
+        return float(some[PLANTED].float().mean()) * (-1 if planted_first else 1)
+
+    split = Split(1, 2, first, 4.0, 6.0, mixture)
+    judged = examine_cut(
+        split, enhance, lambda entry: acquitted and bool(entry.probability[160] > 0.5), Config(), various
+    )
+    return asked, [name(half) for half, _ in sorted(judged, key=lambda one: one[1].ambiguity)]
+
+
+def test_where_most_of_a_class_stands_apart_its_rest_is_examined_against_it():
+    """As with WaNet at full size: the seeds avoid what is natural, the other half is a mixture, what is left of that
+    is planted."""
+    assert mixed_up(0.3) == (["first", "mixture", "rest"], ["rest", "first", "mixture"])
+    assert mixed_up(0.3, left=0.2)[0] == ["first", "mixture", "rest", "rest"]  # in doubt, so once more, as it was
+    assert mixed_up(0.3, left=1.2) == (["first", "mixture", "rest", "first"], ["first", "rest", "mixture"])
+
+
+def test_the_rest_of_an_acquitted_class_is_examined_however_sharp_that_was():
+    assert mixed_up(0.01, acquitted=True) == (["first", "mixture", "rest"], ["rest", "mixture"])
+
+
+@pytest.mark.parametrize("natural", [0.01, 0.8])
+def test_the_rest_of_a_class_is_let_be_where_the_answer_is_sure(natural):
+    assert "rest" not in mixed_up(natural)[0]
+
+
+def test_the_rest_of_a_class_is_let_be_where_it_is_most_of_it():
+    assert "rest" not in mixed_up(0.3, has=NATURAL[:90])[0]
+
+
+def test_the_rest_of_a_class_is_let_be_where_it_is_less_various():
+    """Most of a class may be planted; what was, is taken from many classes."""
+    assert mixed_up(0.3, planted_first=True) == (["first", "mixture", "first"], ["first", "mixture"])
+
+
+def test_images_of_many_classes_are_more_various_than_those_of_one():
+    logits = torch.zeros(90, 10)
+    logits[:, 3] = 9.0  # what all are said to be
+    one, many = logits.clone(), logits.clone()
+    one[:80, 5], one[80:, 8] = 4.0, 4.0
+    many[torch.arange(90), torch.tensor([label for label in range(10) if label != 3]).repeat(10)] = 4.0
+    assert variety(many, 3) == pytest.approx(math.log(9))
+    assert 0 < variety(one, 3) < 0.5
 
 
 def test_an_acquitted_half_hides_the_other_one_no_more():

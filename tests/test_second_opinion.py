@@ -845,10 +845,10 @@ def test_a_second_opinion_can_acquit_what_the_label_convicted():
     assert torch.equal(found.suspects, unseen)
     own = torch.full((200,), 0.6)
     heard = [
-        second_opinion(found.carries, found.convictions[0], own, unseen, affinity, settings).conviction
-        for affinity in (0.5, 0.9)
+        second_opinion(found.carries, found.convictions[0], own, unseen, affinity, settings.if_falsified()).conviction
+        for affinity in (0.5, 0.7)
     ]
-    assert heard[0] > 0.9 and heard[1] < 0.5
+    assert heard[0] > 0.9 and heard[1] < 0.25
 
 
 @pytest.mark.parametrize(("by_label", "verdict"), [(True, CLEAN), (False, POISONED)], ids=["labels", "trigger"])

@@ -10,10 +10,12 @@ from advrbd.method.enhancement import Enhanced, mean_of
 from advrbd.method.identification import is_certain, is_sharp
 from advrbd.method.separation import Split
 
-ALIKE = 0.9
 Enhance = Callable[[Split, EnhancementSettings, torch.Tensor | None], Enhanced]
 """Asks stage 2 about the group of a split; the images of its class that are trusted (bool [M]) are the seeds unless it
 is told others."""
+
+Variety = Callable[[int, torch.Tensor], float]
+"""How various the images (bool [M]) of a class are to the look's model, by ``variety``."""
 
 
 @dataclass
@@ -29,7 +31,11 @@ class Examined:
 
 
 def examine(
-    chosen: tuple[Split, ...], ask: Enhance, is_acquitted: Callable[[Enhanced], bool], config: Config
+    chosen: tuple[Split, ...],
+    ask: Enhance,
+    is_acquitted: Callable[[Enhanced], bool],
+    config: Config,
+    various: Variety | None = None,
 ) -> Examined:
     """Ask about each of the ``chosen`` groups in turn, except for those behind a sharp one of their class, which would
     be in their way: they wait for the next look. What ``is_acquitted`` knows counts for nothing."""
@@ -39,7 +45,7 @@ def examine(
         if split.label in sharp:
             examined.waiting.add(split.label)
             continue
-        judged = examine_cut(split, ask, is_acquitted, config, patiently=split is chosen[0])
+        judged = examine_cut(split, ask, is_acquitted, config, various, patiently=split is chosen[0])
         examined.enhanced += [entry for _, entry in judged]
         if any(is_sharp(entry, limits) for _, entry in judged):
             sharp.add(split.label)
@@ -54,18 +60,24 @@ def examine(
 
 
 def examine_cut(
-    split: Split, ask: Enhance, is_acquitted: Callable[[Enhanced], bool], config: Config, patiently: bool = False
+    split: Split,
+    ask: Enhance,
+    is_acquitted: Callable[[Enhanced], bool],
+    config: Config,
+    various: Variety | None = None,
+    patiently: bool = False,
 ) -> list[tuple[Split, Enhanced]]:
     """Enhance the group of ``split``, and unless that is surely planted, the other half of a cut in two as well: the
     seeds say which of them is foreign, and say the wrong one where most of the class's seeds are poisoned. Where what
-    stands apart turns out to be most of the class, the other half may hold more of it beside the poison; so what surely
-    lacks it is examined as well, against what surely has it. Returns what was examined and isn't acquitted.
+    stands apart may be the class itself, ``rest_of`` it is examined, too, against what surely has it. Returns what was
+    examined and isn't acquitted.
 
     Where the clearest answer is in doubt, it is asked for once more with other draws; then the mean counts. A natural
     group may look sharp by luck, a planted one doesn't look natural twice. ``patiently``: ``patient`` says how long a
     small group is asked.
     """
     limits, judged = config.identification, list[tuple[Split, torch.Tensor | None, Enhanced]]()
+    answers = list[Enhanced]()
 
     def enhance(half: Split, trusted: torch.Tensor | None) -> Enhanced:
         return ask(half, patient(config.enhancement, half) if patiently else config.enhancement, trusted)
@@ -74,6 +86,7 @@ def examine_cut(
         if half is None or any(is_sharp(entry, limits) and is_certain(entry, limits) for *_, entry in judged):
             return
         entry = enhance(half, trusted)
+        answers.append(entry)
         if not is_acquitted(entry):
             judged.append((half, trusted, entry))
 
@@ -82,28 +95,39 @@ def examine_cut(
 
     judge(split)
     judge(split.turned)
-    if judged and not is_certain((entry := judged[clearest()][2]), limits):
-        judge(rest_of(split, entry, config), entry.probability > 1 - config.enhancement.cleared)
+    said = min(answers, key=lambda entry: entry.ambiguity)
+    if various and split.other is not None and (is_acquitted(said) or not is_certain(said, limits)):
+        judge(rest_of(split, said, various, config), said.probability > 1 - config.enhancement.cleared)
+    if judged:
         half, trusted, entry = judged[clearest()]
         if not is_certain(entry, limits):
             judged[clearest()] = half, trusted, mean_of(entry, enhance(half, trusted))
     return [(half, entry) for half, _, entry in judged]
 
 
-def rest_of(split: Split, entry: Enhanced, config: Config) -> Split | None:
-    """Where most of a class that was cut in two carries what a group does, by the ``entry`` about it: what surely
-    doesn't, as a group by itself, which learns badly beside a few others; None where that is too little, or hardly
-    anything but one of the halves."""
-    if split.other is None:
+def rest_of(split: Split, said: Enhanced, various: Variety, config: Config) -> Split | None:
+    """What surely lacks what most of a class carries, by what enhancement ``said``, as a group by itself; None where
+    most of the class doesn't, where the rest is too little, or where it is less various than what has it.
+
+    Only surely: a few others spoil what is learned. Either side is told sharply from the other, whichever was planted;
+    but what an attacker put there is taken from many classes, and a class is like few others.
+    """
+    members, has = said.probability > 0, said.probability > 0.5
+    rest = members & (said.probability < config.identification.undecided)
+    if 2 * has.sum() <= members.sum() or rest.sum() < config.separation.minimum_group:
         return None
-    both = torch.cat([split.group, split.other]).sort().values
-    rest = both[entry.probability[both] < config.identification.undecided]
-    if 2 * int((entry.probability > 0.5).sum()) <= len(both) or len(rest) < config.separation.minimum_group:
+    if various(split.label, rest) <= various(split.label, has):
         return None
-    known = any(
-        int(torch.isin(rest, one).sum()) > ALIKE * max(len(rest), len(one)) for one in (split.group, split.other)
-    )
-    return None if known else replace(split, group=rest, other=None)
+    return replace(split, group=rest.nonzero().flatten(), other=None)
+
+
+def variety(logits: torch.Tensor, label: int) -> float:
+    """How many other classes images of the class ``label`` are like, given what a model says of them, ``logits``
+    float32 [K, classes]: the entropy, in nats, of their first choices but for ``label``; higher = of more classes."""
+    others = logits.clone()
+    others[:, label] = -torch.inf
+    share = others.argmax(dim=1).bincount().double() / len(others)
+    return float(-(share * share.clamp_min(1e-12).log()).sum())
 
 
 def patient(settings: EnhancementSettings, split: Split) -> EnhancementSettings:

@@ -54,6 +54,7 @@ def hear_suspects(
         if heard.conviction <= 0.5:
             findings.carries[run.labels == label] = 0
             del findings.convictions[label]
+            findings.by_label.discard(label)
             _acquit(run, findings, label, members[unseen])
 
 

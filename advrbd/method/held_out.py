@@ -46,7 +46,7 @@ class Left:
     dull: tuple[tuple[Split, torch.Tensor], ...]
     striking: Splits
     seeds: torch.Tensor
-    ask: Callable[[torch.Tensor, Split, EnhancementSettings], Enhanced]
+    ask: Callable[[torch.Tensor, Split, EnhancementSettings, torch.Tensor | None], Enhanced]
 
 
 @dataclass(frozen=True)

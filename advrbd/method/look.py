@@ -16,7 +16,7 @@ from advrbd.events import Caution, Note
 from advrbd.method.control import find_control, plant_control, with_copies
 from advrbd.method.doubt import doubts
 from advrbd.method.enhancement import Enhanced, enhance
-from advrbd.method.examination import examine
+from advrbd.method.examination import examine, variety
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import hear_newcomers, hear_suspects, is_acquitted
 from advrbd.method.held_out import Left, hear_held_out
@@ -123,7 +123,11 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
             seeds = torch.where(labels == split.label, trusted, seeds)
         return enhance(run, network, examples, split, seeds, settings)
 
-    examined = examine(chosen, partial(ask, seeds), lambda entry: is_acquitted(entry, examples, findings), config)
+    def various(label: int, some: torch.Tensor) -> float:
+        return variety(run.infer(network, examples[some], mirror=True).logits, label)
+
+    acquitted = partial(is_acquitted, examples=examples, findings=findings)
+    examined = examine(chosen, partial(ask, seeds), acquitted, config, various)
     found = identify(labels, splits, tuple(examined.enhanced), config.identification)
     clearest = sorted(examined.dull, key=lambda judged: judged[1].ambiguity)
     dull = tuple((split, said.probability[labels == split.label]) for split, said in clearest)
@@ -211,9 +215,10 @@ def _merge(run: Run, findings: Findings, kept: torch.Tensor, found: Identificati
         if verdict == POISONED:  # what carries a natural group is nobody's business
             members = labels == label
             findings.carries[kept[members]] = torch.maximum(findings.carries[kept[members]], found.carries[members])
-            if not found.by_label:
+            if label in findings.by_label and not found.by_label:  # a trigger counts by itself
                 findings.by_label.discard(label)
-            elif label not in findings.convictions:
+                del findings.convictions[label]
+            elif found.by_label and label not in findings.convictions:
                 findings.by_label.add(label)
             findings.convictions[label] = max(found.convictions[label], findings.convictions.get(label, 0.0))
 
