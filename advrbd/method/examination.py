@@ -69,40 +69,38 @@ def examine_cut(
 ) -> list[tuple[Split, Enhanced]]:
     """Enhance the group of ``split``, and unless that is surely planted, the other half of a cut in two as well: the
     seeds say which of them is foreign, and say the wrong one where most of the class's seeds are poisoned. Where what
-    stands apart may be the class itself, ``rest_of`` it is examined, too, against what surely has it. Returns what was
-    examined and isn't acquitted.
+    stands apart may be the class itself, ``rest_of`` it is examined, too, against what surely has it; how ambiguous
+    that is both say together, since a natural rest may be told as sharply. Returns what was examined and isn't
+    acquitted.
 
     Where the clearest answer is in doubt, it is asked for once more with other draws; then the mean counts. A natural
     group may look sharp by luck, a planted one doesn't look natural twice. ``patiently``: ``patient`` says how long a
     small group is asked.
     """
-    limits, judged = config.identification, list[tuple[Split, torch.Tensor | None, Enhanced]]()
-    answers = list[Enhanced]()
+    limits, judged, answers = config.identification, list[tuple[Split, Enhanced]](), list[Enhanced]()
 
-    def enhance(half: Split, trusted: torch.Tensor | None) -> Enhanced:
+    def enhance(half: Split, trusted: torch.Tensor | None = None) -> Enhanced:
         return ask(half, patient(config.enhancement, half) if patiently else config.enhancement, trusted)
 
-    def judge(half: Split | None, trusted: torch.Tensor | None = None) -> None:
-        if half is None or any(is_sharp(entry, limits) and is_certain(entry, limits) for *_, entry in judged):
-            return
-        entry = enhance(half, trusted)
-        answers.append(entry)
-        if not is_acquitted(entry):
-            judged.append((half, trusted, entry))
-
-    def clearest() -> int:
-        return min(range(len(judged)), key=lambda number: judged[number][2].ambiguity)
-
-    judge(split)
-    judge(split.turned)
-    said = min(answers, key=lambda entry: entry.ambiguity)
+    for half in (split, split.turned):
+        if half is None or any(is_sharp(entry, limits) and is_certain(entry, limits) for _, entry in judged):
+            continue
+        answers.append(enhance(half))
+        if not is_acquitted(answers[-1]):
+            judged.append((half, answers[-1]))
+    said, rest = min(answers, key=lambda entry: entry.ambiguity), None
     if various and split.other is not None and (is_acquitted(said) or not is_certain(said, limits)):
-        judge(rest_of(split, said, various, config), said.probability > 1 - config.enhancement.cleared)
+        rest = rest_of(split, said, various, config)
+    if rest:
+        entry = enhance(rest, said.probability > 1 - config.enhancement.cleared)
+        if not is_acquitted(entry):  # both are about one division
+            judged.append((rest, replace(entry, ambiguity=(said.ambiguity + entry.ambiguity) / 2)))
     if judged:
-        half, trusted, entry = judged[clearest()]
-        if not is_certain(entry, limits):
-            judged[clearest()] = half, trusted, mean_of(entry, enhance(half, trusted))
-    return [(half, entry) for half, _, entry in judged]
+        clearest = min(range(len(judged)), key=lambda number: judged[number][1].ambiguity)
+        half, entry = judged[clearest]
+        if half is not rest and not is_certain(entry, limits):
+            judged[clearest] = half, mean_of(entry, enhance(half))
+    return judged
 
 
 def rest_of(split: Split, said: Enhanced, various: Variety, config: Config) -> Split | None:
