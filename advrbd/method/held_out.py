@@ -39,7 +39,7 @@ class Left:
     that were examined and that no trigger tells surely, the least ambiguous first, each with the probability, float32
     [K] in 0..1, that an image of its class carries what it carries; and the most ``striking`` group of each class, the
     most striking first. ``seeds`` bool [M]: the images that were trusted. ``ask`` enhances a group of that look, by any
-    seeds."""
+    seeds or, if they aren't None, by other trusted images."""
 
     examples: torch.Tensor
     found: Identification

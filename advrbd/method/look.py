@@ -119,9 +119,7 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
     def ask(
         seeds: torch.Tensor, split: Split, settings: EnhancementSettings, trusted: torch.Tensor | None = None
     ) -> Enhanced:
-        if trusted is not None:
-            seeds = torch.where(labels == split.label, trusted, seeds)
-        return enhance(run, network, examples, split, seeds, settings)
+        return enhance(run, network, examples, split, seeds if trusted is None else trusted, settings)
 
     def various(label: int, some: torch.Tensor) -> float:
         return variety(run.infer(network, examples[some], mirror=True).logits, label)
