@@ -30,7 +30,11 @@ class Format(StrEnum):
 def drill(
     data: options.Folder,
     attacks: Annotated[
-        str, typer.Option(help="Names with commas between them; all is 13 of them.", metavar="NAMES")
+        str,
+        typer.Option(
+            help="Names as `advrbd poison` has them, with commas between; all: 13, without graded, decoy, contested.",
+            metavar="NAMES",
+        ),
     ] = ("badnets,blend"),
     poison_rate: Annotated[float, typer.Option(help="Share of all images to poison.", min=0, max=1)] = 0.05,
     target_label: Annotated[

@@ -388,6 +388,21 @@ def test_without_suspects_there_is_a_verdict_and_no_wall(verdict, sentence, comm
     assert not page.having("ol")
 
 
+@pytest.mark.parametrize(
+    ("verdict", "run", "command"),
+    [
+        (SUSPICIOUS, {"config": {"seed": 6}}, "--seed 7"),
+        (SUSPICIOUS, {"config": None}, "--seed 1"),
+        (UNEXAMINED, {"model": {"name": "resnet10t"}}, "--model resnet18"),
+        (UNEXAMINED, {"model": {"name": "resnet18"}}, "--model resnet50"),
+        (UNEXAMINED, {"model": "x"}, "--model resnet18"),
+    ],
+)
+def test_the_next_scan_is_another_than_this_one(verdict, run, command):
+    report = Report((FileResult("cat/1.png", "cat", OK, "00"),), (ClassVerdict("cat", 1, 0, verdict, {}),), run=run)
+    assert Page(render_html(report, Path("data"))).text("pre").endswith(command)
+
+
 def test_with_suspects_the_next_step_is_to_clean():
     page = Page(render_html(a_report(a_suspect("cat/1.png")), Path("it's here")))
     assert page.text("pre") == """advrbd clean 'it'"'"'s here' --out CLEAN"""

@@ -138,7 +138,7 @@ def headline(report: Report, root: Path, options: Sequence[str] = ()) -> Headlin
             f"but not sharply enough to accuse single files{accepted and f'; accepted: {accepted}'}.",
             "It may be a trigger that an attacker planted, or a natural group of images that happen to look alike.",
             "Look at the comparison below, and scan once more with another seed:",
-            command("scan", root, *options, "--seed", "1"),
+            command("scan", root, *options, "--seed", str(_next_seed(report.run))),
         )
     if report.verdict == UNEXAMINED:
         blind = f"{len(report.unexamined):,} of {counted(len(report.classes), 'class', 'classes')}"
@@ -146,7 +146,7 @@ def headline(report: Report, root: Path, options: Sequence[str] = ()) -> Headlin
             f"This scan can't say whether the folder is safe: it could not look into {blind}.",
             "No file is suspected, but that isn't the same as looked and found nothing. The cautions say why.",
             "Scan again with a larger model, or give small classes more images:",
-            command("scan", root, *options, "--model", "resnet18"),
+            command("scan", root, *options, "--model", _larger(report.run)),
         )
     drillable = "input" not in report.run  # it has none where class folders were scanned
     return Headline(
@@ -171,6 +171,22 @@ def figures(evidence: dict) -> list[Figure]:
 def command(verb: str, root: Path, *arguments: str) -> str:
     """A command line for ``root`` as one line that a shell takes, unless the folder's name can't be printed."""
     return escaped(shlex.join(["advrbd", verb, str(root), *arguments]))
+
+
+def _next_seed(run: dict) -> int:
+    """Another seed than that of the ``run``, as far as it says what that was."""
+    match run:
+        case {"config": {"seed": int(seed)}}:
+            return seed + 1
+    return 1
+
+
+def _larger(run: dict) -> str:
+    """A model to try after that of the ``run``: a deep one where it was an ordinary one already."""
+    match run:
+        case {"model": {"name": str(name)}} if name != "resnet10t":
+            return "resnet50"
+    return "resnet18"
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
