@@ -76,28 +76,45 @@ def test_jpegs_keep_their_colours_in_cmyk_too(two_classes, photo):
         assert np.abs(loaded - np.asarray(photo, int)).mean() < 3
 
 
-@pytest.mark.parametrize("name", ["i16.png", "i16.tif"])
-def test_16_bit_greys_are_scaled_not_clipped(two_classes, photo, name):
-    deep = np.asarray(photo.convert("L"), np.uint16) * 257
-    assert np.abs(load_one(two_classes, name, Image.fromarray(deep)) - grey(photo)).max() <= 1
+DEEP = {"i16.png": np.uint16, "i16.tif": np.uint16, "i32.tif": np.int32, "float.tif": np.float32}
 
 
-def test_a_dark_16_bit_image_stays_dark(two_classes, photo):
-    dark = np.asarray(photo.convert("L"), np.uint16)  # at most 255 of 65535: black
-    assert load_one(two_classes, "dark.png", Image.fromarray(dark)).max() <= 1
+@pytest.mark.parametrize(("name", "kind"), DEEP.items())
+def test_deep_greys_are_scanned_as_either_trainer_sees_them(two_classes, photo, name, kind):
+    deep = Image.fromarray((np.asarray(photo.convert("L"), int) * 257).astype(kind))
+    red, green, blue = load_one(two_classes, name, deep).transpose(2, 0, 1)
+    assert np.abs(red - grey(photo)[..., 0]).max() <= 1
+    assert np.array_equal(red, green)
+    assert np.array_equal(blue, np.asarray(default_loader(two_classes / "a" / name))[..., 2])
 
 
-@pytest.mark.parametrize(
-    "scale",
-    [
-        1 / 255,
-        1,
-        257,
-    ],
-)
+@pytest.mark.parametrize(("name", "kind"), DEEP.items())
+def test_a_trigger_that_scaling_hides_is_seen(two_classes, photo, name, kind):
+    stamped = np.asarray(photo.convert("L"), int) * 257 + 256
+    trigger = np.indices((6, 6)).sum(axis=0) % 2 * 255
+    stamped[-6:, -6:] = trigger
+    seen = load_one(two_classes, name, Image.fromarray(stamped.astype(kind)))
+    assert seen[-6:, -6:, 0].max() == 0  # of 65535: black to whoever scales
+    assert np.array_equal(seen[-6:, -6:, 2], trigger)
+
+
+def test_8_bits_in_16_are_scanned_as_torchvision_loads_them(two_classes, photo):
+    dark = np.asarray(photo.convert("L"), np.uint16)  # at most 255 of 65535
+    assert np.array_equal(load_one(two_classes, "dark.png", Image.fromarray(dark)), grey(photo))
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 1])
 def test_float_greys_are_scaled_to_what_they_show(two_classes, photo, scale):
     image = Image.fromarray(np.asarray(photo.convert("L"), np.float32) * np.float32(scale))
     assert np.abs(load_one(two_classes, "float.tiff", image) - grey(photo)).max() <= 1
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 1e9])
+def test_one_odd_number_hides_nothing(two_classes, photo, odd):
+    values = np.asarray(photo.convert("L"), np.float32).copy()
+    values[0, 0] = odd
+    seen = load_one(two_classes, "odd.tiff", Image.fromarray(values))[..., 2]
+    assert np.array_equal(seen.flatten()[1:], grey(photo)[..., 2].flatten()[1:])
 
 
 def test_exif_orientation_is_applied(two_classes, photo):

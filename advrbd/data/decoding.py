@@ -64,16 +64,30 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB: alpha dropped as torchvision does, 16-bit and float greys scaled rather than clipped."""
+    """Any Pillow mode as RGB, alpha dropped as torchvision does; of greys of more than 8 bits both readings, as
+    ``_deep_grey``."""
     if image.mode.startswith(("I", "F")):
-        import numpy as np  # here, because it takes longer to import than Pillow, and few images need it
-
-        values = np.asarray(image, dtype=np.float32)
-        scale = _grey_scale(image.mode, values.max(initial=0))
-        image = Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
+        return _deep_grey(image)
+    if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Greys as integers or floats. Who trains on them scales them to 8 bits, or cuts them off at 255 as torchvision
+    does, and sees another image: what the other reading hides would be a trigger that no scan sees. So red and green
+    have the former and blue the latter, unless one of the two is black."""
+    import numpy as np  # here, because it takes longer to import than Pillow, and few images need it
+
+    values = np.asarray(image, dtype=np.float32)
+    cut = np.nan_to_num(values, posinf=255).clip(0, 255).astype(np.uint8)
+    finite = np.where(np.isfinite(values), values, 0)
+    scaled = (finite * _grey_scale(image.mode, finite.max(initial=0))).clip(0, 255).astype(np.uint8)
+    if scaled.max(initial=0) <= 1:
+        scaled = cut
+    elif cut.max(initial=0) <= 1:
+        cut = scaled
+    return Image.fromarray(np.stack([scaled, scaled, cut], axis=-1))
 
 
 def _grey_scale(mode: str, top: float) -> float:
