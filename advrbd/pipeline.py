@@ -46,7 +46,7 @@ from advrbd.reports.accepted import accept
 from advrbd.reports.report import Report
 from advrbd.reports.tables import fingerprint_of, read_report
 from advrbd.version import __version__
-from advrbd.workdir import WorkDir
+from advrbd.workdir import WorkDir, check_usable
 from advrbd.writing import check_apart, check_target_folder
 
 LIBRARIES = ("numpy", "pillow", "scikit-learn", "torchvision")
@@ -96,8 +96,7 @@ def scan(
     else.
     """
     config = config or Config()
-    if work_dir is not None:
-        check_apart(Path(work_dir), sources.territory(Path(path), root))
+    _check_work_dir(work_dir, sources.territory(Path(path), root))
     index, run = prepare(path, config, split, notify, root, memory_budget, work_dir)
     started = time.perf_counter()
     with repeatable(run.device), _steps(work_dir, resume, index, run, config) as run:
@@ -143,14 +142,14 @@ def clean(
     config = config or Config()
     if action not in ACTIONS:
         raise ValueError(f"action must be one of {', '.join(ACTIONS)}, not {action!r}")
+    if quarantine is not None and action != "quarantine":
+        raise OutputError("--quarantine names a folder for --action quarantine, which wasn't asked for; add it")
     check_link_mode(link_mode)
     if link_mode != COPY and not isinstance(sources.place(Path(path), split, root), Path):
         raise OutputError(f"{path} is an archive, so there are no files to link to; use --link-mode copy")
     territory = sources.territory(Path(path), root)
     out, quarantine = _targets(territory, Path(out), quarantine, action)
-    if work_dir is not None:
-        for other in (territory, out, quarantine):
-            check_apart(Path(work_dir), other)
+    _check_work_dir(work_dir, territory, out, quarantine)
     known = None if report is None else read_report(report)
     if known is not None and known.files_sha256 is None:
         notify(Caution(SUSPECTS_ONLY))
@@ -202,10 +201,17 @@ def plan_scan(
     """What ``scan`` with the same arguments is going to take; writes nothing, and raises what that would raise before
     it decodes anything."""
     config, memory = config or Config(), choose_memory(memory_budget, work_dir)
-    if work_dir is not None:
-        check_apart(Path(work_dir), sources.territory(Path(path), root))
+    _check_work_dir(work_dir, sources.territory(Path(path), root))
     index, spec, device, network = choose(path, config, split, notify, root)
     return make_plan(index, network, spec, device, config, memory)
+
+
+def _check_work_dir(work_dir: str | os.PathLike | None, *others: Path) -> None:
+    """Refuse one that can't be used, or overlaps the ``others``, before anything is decoded."""
+    if work_dir is not None:
+        for other in others:
+            check_apart(Path(work_dir), other)
+        check_usable(Path(work_dir))
 
 
 def _targets(path: Path, out: Path, quarantine: str | os.PathLike | None, action: str) -> tuple[Path, Path]:

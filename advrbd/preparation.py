@@ -1,13 +1,14 @@
 """What every job does first: index the folder, choose device and model, decode each image once."""
 
 import os
+from collections import Counter
 from dataclasses import replace
 
 import torch
 
 from advrbd.config import Config
 from advrbd.data import duplicates, pixels, sources
-from advrbd.data.folder import OK, FolderIndex
+from advrbd.data.folder import OK, VANISHED, FolderIndex, check_every_class
 from advrbd.errors import DatasetError
 from advrbd.events import Caution, Note, Notify, ignore
 from advrbd.memory import choose_memory, in_words
@@ -41,7 +42,8 @@ def prepare(
     left = memory.without(tables, len(index.files))
     index, images = pixels.load(index, spec.image_size, notify, config.decoding, left)
     if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
-        raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} readable images, too few to train on")
+        what = f"fewer than {MINIMUM_IMAGES} readable images, too few to train on"
+        raise DatasetError(f"{index.root} has {what}{_lost(index)}")
     for message in duplicates.warnings_of(index):
         notify(Caution(message))
     generator = torch.Generator().manual_seed(config.seed)
@@ -70,13 +72,24 @@ def choose(
     device = choose_device(config.device)
     notify(Note(f"device: {device.reason}"))
     if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
-        raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} images, too few to train the model on")
+        raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} images, too few to train on{_lost(index)}")
+    check_every_class(index)
     side = pixels.typical_side(index, config.decoding)
     name, arguments, size = choose_model(config.model, side, device, config.image_size, config.pretrained)
     spec = ModelSpec(name, len(index.classes), size, arguments=arguments, pretrained=config.pretrained)
     network = build(spec, device, torch.Generator())  # a model that doesn't fit is an error now, not after decoding
     notify(Note(f"model: {explain_choice(config.model, spec, side, device)}"))
     return index, spec, device, network
+
+
+def _lost(index: FolderIndex) -> str:
+    """What became of the files that aren't usable, for a message; empty where all are."""
+    counts = Counter(file.status for file in index.files if file.status != OK)
+    if not counts:
+        return ""
+    why = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    hint = "; paths in a table start from --root, with / between folders" if VANISHED in counts else ""
+    return f" ({why} of {len(index.files)} listed{hint})"
 
 
 def usable(index: FolderIndex) -> torch.Tensor:

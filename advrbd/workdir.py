@@ -145,6 +145,18 @@ class WorkDir(Steps):
             raise WorkDirError(f"{self.path} holds an interrupted run; add --resume to go on, or choose a new folder")
 
 
+def check_usable(path: Path) -> None:
+    """Refuse what no run could use as its work directory, and write nothing; what belongs to which run shows later."""
+    if path.exists():
+        work = WorkDir(path, {}, resume=True)
+        try:
+            work._known(work._listed())
+        except OSError as error:
+            raise work._unusable(error) from error
+    elif not path.parent.is_dir():
+        raise WorkDirError(f"cannot use the work directory {path}: the folder {path.parent} doesn't exist")
+
+
 def _read(path: Path) -> Tensors:
     try:
         with safe_open(path, framework="pt") as file:

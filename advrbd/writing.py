@@ -28,22 +28,24 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write each of ``files`` as ``write_whole`` does, and all of them or none: all have their room before the first is
-    renamed. They are renamed in their order, so those that may replace an older file go last: a new one can be removed
-    again where a later one fails, an older one can't be brought back.
+    renamed. A link stays one: what it leads to is written. They are renamed in their order, so those that may replace
+    an older file go last: a new one can be removed again where a later one fails, an older one can't be brought back.
     """
     staged, made = [], []
     try:
         for path, data in files.items():
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.", delete=False) as file:
+            place = Path(os.path.realpath(path))
+            with tempfile.NamedTemporaryFile(dir=place.parent, prefix=f".{place.name[:40]}.", delete=False) as file:
                 staged.append(Path(file.name))
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             staged[-1].chmod(0o666 & ~_umask())
         for temporary, path in zip(staged, files, strict=True):
-            if not path.exists():
-                made.append(path)
-            temporary.replace(path)
+            place = Path(os.path.realpath(path))
+            if not place.exists():
+                made.append(place)
+            temporary.replace(place)
     except BaseException as error:
         for left in staged + made:
             with suppress(OSError):
@@ -58,9 +60,10 @@ def check_target_file(path: Path, source: Path, option: str) -> None:
     lies inside the input."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file")
-    if path.exists() and not path.is_file():  # the rename would put a file in the place of /dev/null
+    is_stream = path.is_symlink() and path.absolute().parts[1:2] in (("dev",), ("proc",))  # /dev/stdout
+    if is_stream or (path.exists() and not path.is_file()):  # the rename would put a file in the place of /dev/null
         raise OutputError(f"{path} is a device or a pipe; give {option} the name of a file")
-    _check_parent(path)
+    _check_parent(Path(os.path.realpath(path)) if path.is_symlink() else path)
     if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
         raise OutputError(
             f"{path} lies inside the scanned folder {source}, which is never written to; name a place outside of it "
@@ -82,6 +85,10 @@ def check_target_folder(path: Path, source: Path) -> None:
         raise OutputError(f"{path} exists and is no folder; choose another name")
     if path.is_dir() and any(path.iterdir()):
         raise OutputError(f"{path} isn't empty; choose a new folder, or empty this one first")
+    if path.is_dir() and (path.is_mount() or Path.cwd().is_relative_to(path.resolve())):
+        raise OutputError(
+            f"no folder can take the place of {path}; name a new one inside of it, such as {path / 'out'}"
+        )
     _check_parent(path)
 
 

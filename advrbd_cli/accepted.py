@@ -47,6 +47,8 @@ def chosen_files(
     from advrbd.reading import NotAFileError, read_regular
     from advrbd.reports.subset import choose, split_names
 
+    if files_from == "-" and sys.stdin is None:
+        raise SettingsError("cannot read --files-from -: stdin is closed")
     try:
         names = sys.stdin.buffer.read() if files_from == "-" else read_regular(files_from)
     except NotAFileError as error:

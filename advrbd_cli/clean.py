@@ -160,6 +160,8 @@ def _check_before_work(territory: Path, out: Path, output: Path, model: Path) ->
 
     if territory.exists():
         check_apart(out, territory)
+    if output.suffix.lower() in (".json", ".jsonl", ".html", ".htm"):
+        raise OutputError(f"the report of clean is CSV; give {output} another ending (`advrbd scan` writes the others)")
     for target, option in ((output, "--output"), (model, "--save-model")):
         if territory.exists():
             check_target_file(target, territory, option)

@@ -93,29 +93,28 @@ def drill(
     check_there(data)
 
     from advrbd.benchmark.drill import drill as run_drill
-    from advrbd.benchmark.drill_report import meaning, passed, render
+    from advrbd.benchmark.drill_report import meaning, passed
     from advrbd.config import Config
-    from advrbd.writing import write_whole
 
     config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
-    drilled = []
-    with console.Narrator(progress) as narrator:
-        for entry in run_drill(
-            data,
-            _names(attacks),
-            config,
-            poison_rate=poison_rate,
-            target_label=target_label,
-            split=split,
-            work=work_dir,
-            notify=narrator,
-        ):
-            drilled.append(entry)
-            console.say(_line(entry))
-    if output is not None:
-        rendered = render(drilled, form or _form_of(output))
-        console.to_stdout(rendered) if output == "-" else write_whole(Path(output), rendered)
-    _show(drilled)
+    drilled: list[Drilled] = []
+    try:
+        with console.Narrator(progress) as narrator:
+            for entry in run_drill(
+                data,
+                _names(attacks),
+                config,
+                poison_rate=poison_rate,
+                target_label=target_label,
+                split=split,
+                work=work_dir,
+                notify=narrator,
+            ):
+                drilled.append(entry)
+                console.say(_line(entry))
+    finally:  # what took hours isn't lost where a later attack fails or is interrupted
+        if drilled:
+            _write(output, form, drilled)
     console.say(meaning(drilled))
     verdict = passed(drilled)
     if verdict is None:
@@ -126,6 +125,17 @@ def drill(
         raise typer.Exit(exits.FAILED)
     if not verdict:
         raise typer.Exit(exits.NOT_FOUND)
+
+
+def _write(output: str | None, form: Format | None, drilled: "list[Drilled]") -> None:
+    """The report, where one was asked for, and the table."""
+    from advrbd.benchmark.drill_report import render
+    from advrbd.writing import write_whole
+
+    if output is not None:
+        rendered = render(drilled, form or _form_of(output))
+        console.to_stdout(rendered) if output == "-" else write_whole(Path(output), rendered)
+    _show(drilled)
 
 
 def _line(entry: "Drilled") -> str:

@@ -7,6 +7,7 @@ from advrbd.errors import PeerLostError
 from advrbd_cli import exits
 
 SHARED = (["scan"], ["clean"])
+ALONE = (["poison"], ["drill"], ["bench"], ["demo"])
 
 Program = Callable[..., int | None]
 
@@ -14,14 +15,17 @@ Program = Callable[..., int | None]
 def part_of(app: Program, command: list[str], environment: Mapping[str, str]) -> Program:
     """What this process has to do of ``command``; ``environment`` says which of how many it is, as torchrun does.
 
-    What can't be shared, the first process does alone, and the others have nothing to do.
+    What is long and can't be shared, the first process does alone, and the others of torchrun have nothing to do. All
+    else each does for itself: a ``verify`` that did nothing would let the training after it start.
     """
     count, rank = (environment.get(name, "") for name in ("WORLD_SIZE", "RANK"))
     if not (count.isdecimal() and rank.isdecimal() and int(count) > 1):
         return app
     if command in SHARED:
         return _leading(app) if int(rank) == 0 else _help
-    return app if int(rank) == 0 else lambda **_: exits.CLEAN
+    if command in ALONE and int(rank) > 0 and "TORCHELASTIC_RUN_ID" in environment:
+        return lambda **_: exits.CLEAN
+    return app
 
 
 def _leading(app: Program) -> Program:

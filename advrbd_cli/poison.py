@@ -38,7 +38,7 @@ def poison(
 
     if attack not in ATTACKS:
         raise AdvrbdError(f"unknown attack {attack!r}; there are {', '.join(ATTACKS)}")
-    planted = plant(data, out, ATTACKS[attack](seed=seed), target_label, poison_rate, seed)
+    planted = plant(data, out, ATTACKS[attack](seed=seed), target_label, poison_rate, seed, console.Narrator(False))
     counts = Counter(entry.role for entry in planted)
     console.say(", ".join(f"{count} {role}" for role, count in sorted(counts.items())))
     console.say(f"dataset: {out}; truth: {out}.truth.csv")

@@ -1,6 +1,5 @@
 """``advrbd scan``: which files look poisoned?"""
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,7 +111,7 @@ def scan(
     threshold, is_share = options.parse_fail_on(fail_on)
     target = None if output == "-" else Path(output or f"advrbd-report.{'txt' if form == 'table' else form or 'csv'}")
     wanted, form, budget = form, form or _form_of(target), options.parse_size(memory_budget)
-    _check_before_work(target, html, territory(data, root))
+    _check_before_work(target, wanted, html, territory(data, root))
     named = {"DATA": data, "--baseline": baseline, "--ignore-file": ignore_file, "--files-from": files_from}
     read = named | options.files_of_settings(config_file, no_config)
     options.check_inputs_kept({"--output": target, "--html": html}, read)
@@ -125,6 +124,7 @@ def scan(
     from advrbd.reports.accepted import accept
     from advrbd.reports.subset import restrict
     from advrbd.reports.tables import render
+    from advrbd.reports.wording import command
     from advrbd.writing import write_whole
 
     config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
@@ -141,18 +141,22 @@ def scan(
     rendered = render(report, form.value, all_files)
     if target is not None:
         write_whole(target, rendered)
-    if html is not None:
-        from advrbd.reports.html import render_html
+    try:
+        if html is not None:
+            from advrbd.reports.html import render_html
 
-        named_by = _options({"--split": split, "--root": root})
-        write_whole(html, render_html(report, data, max_pixels, place(data, split, root), named_by))
-    if target is None:
-        console.to_stdout(rendered)
+            named_by = _options({"--split": split, "--root": root})
+            write_whole(html, render_html(report, data, max_pixels, place(data, split, root), named_by))
+    finally:  # a page that can't be written takes no report away
+        if target is None:
+            console.to_stdout(rendered)
     summarise(report, target, html)
     if report.open_suspects:
         taken = ["--report", str(target)] if _readable(form, target) and chosen is None else []
         taken += _options({"--split": split, "--root": root, "--baseline": baseline, "--ignore-file": ignore_file})
-        console.say(f"next: {shlex.join(['advrbd', 'clean', str(data), *taken, '--out', 'CLEAN'])}")
+        taken += _options({"--max-pixels": max_pixels if max_pixels != options.MAX_PIXELS else None})
+        taken += _options({"--config": config_file}) + ["--no-config"] * no_config
+        console.say(f"next: {command('clean', data, *taken, '--out', 'CLEAN')}")
 
     if strict and (report.unread or report.unexamined):
         counts = f"{len(report.unread)} files couldn't be read, {len(report.unexamined)} classes couldn't be examined"
@@ -208,7 +212,7 @@ def _readable(form: options.Format, target: Path | None) -> bool:
     return target is not None and form != options.Format.table
 
 
-def _check_before_work(target: Path | None, page: Path | None, territory: Path) -> None:
+def _check_before_work(target: Path | None, wanted: options.Format | None, page: Path | None, territory: Path) -> None:
     """Refuse what can't be written before an hour of training, not after."""
     from advrbd.errors import OutputError
     from advrbd.writing import check_target_file
@@ -219,6 +223,8 @@ def _check_before_work(target: Path | None, page: Path | None, territory: Path) 
         raise OutputError("--html takes the name of a file; on stdout there is only the report of --output")
     if page is not None and target is not None and page.resolve() == target.resolve():
         raise OutputError(f"--html and --output both name {page}; give one of them another name")
+    if target is not None and target.suffix.lower() in (".html", ".htm") and wanted is None:
+        raise OutputError(f"{target} would not be a page: --output writes the report; a page is written by --html")
     for path, option in ((target, "--output"), (page, "--html")):
         if path is not None and territory.exists():
             check_target_file(path, territory, option)

@@ -250,14 +250,30 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
     assert snapshot(tmp_path) == before
 
 
-def test_an_image_that_cant_be_poisoned_leaves_nothing_behind(digits_folder, tmp_path, snapshot):
+def test_what_cant_be_poisoned_or_read_is_left_out_and_told(digits_folder, tmp_path, snapshot):
     shutil.copytree(digits_folder, tmp_path / "digits")
-    for path in (tmp_path / "digits" / "1").iterdir():
+    broken = sorted((tmp_path / "digits" / "1").iterdir())[:20]
+    for path in broken:
         path.write_bytes(b"broken")
-    before = snapshot(tmp_path)
-    with pytest.raises(DatasetError, match=r"cannot poison .*unreadable"):
-        plant(tmp_path / "digits", tmp_path / "out", BadNets(), TARGET, 0.8)
-    assert snapshot(tmp_path) == before
+    (tmp_path / "digits" / "2" / "lost.png").symlink_to("nowhere")
+    before, told = snapshot(tmp_path / "digits"), []
+    files = plant(tmp_path / "digits", tmp_path / "out", BadNets(), TARGET, 0.5, notify=told.append)
+    assert snapshot(tmp_path / "digits") == before
+    copied = {file.original_path for file in files}
+    missing = {f"1/{path.name}" for path in broken} - copied
+    poisoned = [file for file in files if file.role == POISON]
+    assert len(poisoned) == round(0.5 * len(files))
+    assert not {file.original_path for file in poisoned} & {f"1/{path.name}" for path in broken}
+    assert 0 < len(missing) <= 20 and len(files) == 300 - len(missing)
+    (caution,) = told
+    assert f"{len(missing) + 1} files of " in caution.message
+    assert caution.message.endswith(f"aren't in the copy: 1 refused-link, {len(missing)} unreadable")
+
+
+def test_an_attack_that_would_poison_nothing_is_refused(digits_folder, tmp_path):
+    with pytest.raises(DatasetError, match="badnets would poison no file"):
+        plant(digits_folder, tmp_path / "out", BadNets(), TARGET, 0.001)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Which images an attack takes

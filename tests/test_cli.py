@@ -15,11 +15,14 @@ import torch
 from rich.cells import cell_len
 
 import advrbd.pipeline
+import advrbd.reports.html
 from advrbd.attacks import ATTACKS, BadNets
 from advrbd.attacks.plant import plant
 from advrbd.data.folder import OK, UNREADABLE
+from advrbd.errors import OutputError
 from advrbd.events import Caution, Note, Progress
 from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, ClassVerdict, FileResult, Report
+from advrbd.reports.wording import command as command_line
 from advrbd_cli import console, scan
 from advrbd_cli.app import main
 
@@ -91,11 +94,14 @@ def place(tmp_path, digits_folder) -> Path:
     shutil.copytree(digits_folder, tmp_path / "hollow")
     (tmp_path / "hollow" / "x").mkdir()
     (tmp_path / "hollow" / "x" / "broken.png").write_bytes(b"broken")
-    for name in ("work", "empty", "one/cat", "few/cat", "few/dog", "full"):
+    shutil.copytree(digits_folder, tmp_path / "void")
+    for name in ("work", "empty", "void/x", "astray", "one/cat", "few/cat", "few/dog", "full"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("one/cat/1.png", "few/cat/1.png", "few/dog/2.png", "full/mine.png"):
         shutil.copy(next(digits_folder.glob("3/*.png")), tmp_path / name)
     (tmp_path / "garbage.bin").write_text("hello\n")
+    rows = [f"nowhere/{number}.png,{number % 2}" for number in range(150)]
+    (tmp_path / "astray" / "lost.csv").write_text("\n".join(["path,label", *rows]))
     (tmp_path / "work" / "mine").touch()
     return tmp_path
 
@@ -134,6 +140,18 @@ POISON = ("poison", "../data", "--attack")
         pytest.param(("scan", "../data", *CSV, "--fail-on", "101%"), "--fail-on takes", id="fail on too many"),
         pytest.param(("scan", "../data", "--bogus"), "--bogus", id="unknown option"),
         pytest.param(("scan",), "data", id="no folder"),
+        pytest.param(("scan", "../void", *TINY, "--dry-run"), "no readable image in class 'x'", id="empty class"),
+        pytest.param(
+            ("scan", "../astray/lost.csv", *TINY), "(150 vanished of 150 listed; paths in a table", id="paths astray"
+        ),
+        pytest.param(
+            ("scan", "../data", *TINY, "--work-dir", "no/w", "--dry-run"), "folder no doesn't exist", id="work nowhere"
+        ),
+        pytest.param(("scan", "../data", *TINY, "--work-dir", "../full"), "no work directory", id="work elsewhere"),
+        pytest.param(
+            ("clean", "../data", "--out", "new", "--quarantine", "q"), "for --action quarantine", id="no quarantine"
+        ),
+        pytest.param(("clean", "../data", "--out", "new", "-o", "r.json"), "is CSV", id="clean's report"),
         pytest.param(("clean", "../data", "--out", "../data/new"), "../data", id="clean inside"),
         pytest.param(("clean", "../data", "--out", "../full"), "full isn't empty", id="clean to a full folder"),
         pytest.param(
@@ -247,6 +265,44 @@ def test_a_report_on_stdout_is_all_that_is_there(monkeypatch, tmp_path, capfd):
     captured = capfd.readouterr()
     assert len(json.loads(captured.out)["files"]) == 4
     assert "2 suspected of being poisoned; 1 could not be read" in captured.err
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_page_that_cant_be_written_takes_no_report_away(monkeypatch, tmp_path, capfd):
+    def full(*_):
+        raise OutputError("cannot write p.html: No space left on device")
+
+    monkeypatch.setattr(advrbd.reports.html, "render_html", full)
+    assert scan_with(FOUND, monkeypatch, tmp_path, "-o", "-", "-f", "json", "--html", "p.html") == 2
+    out, err = capfd.readouterr()
+    assert len(json.loads(out)["files"]) == 3
+    assert "error: cannot write p.html: No space left on device" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [
+        ((), "advrbd clean data --report r.json --out CLEAN"),
+        (("--no-config",), "advrbd clean data --report r.json --no-config --out CLEAN"),
+        (("--max-pixels", "5000"), "advrbd clean data --report r.json --max-pixels 5000 --out CLEAN"),
+        (("--config", "my.toml"), "advrbd clean data --report r.json --config my.toml --out CLEAN"),
+        (("--split", "train"), "advrbd clean data --report r.json --split train --out CLEAN"),
+    ],
+)
+def test_the_next_command_has_what_the_scan_had(options, command, monkeypatch, tmp_path, capfd):
+    (tmp_path / "my.toml").touch()
+    assert scan_with(FOUND, monkeypatch, tmp_path, "-o", "r.json", *options) == 1
+    assert f"next: {command}\n" in capfd.readouterr().err
+
+
+def test_a_folder_that_looks_like_an_option_is_none():
+    assert command_line("clean", Path("-data"), "--out", "CLEAN") == "advrbd clean ./-data --out CLEAN"
+
+
+@pytest.mark.parametrize("name", ["page.html", "page.HTM"])
+def test_a_report_is_no_page(name, monkeypatch, tmp_path, capfd):
+    assert scan_with(FOUND, monkeypatch, tmp_path, "-o", name) == 2
+    assert "a page is written by --html" in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 

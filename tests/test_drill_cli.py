@@ -18,9 +18,11 @@ from advrbd.benchmark.digits import digits, write_image_folder
 from advrbd.benchmark.drill import Drilled
 from advrbd.benchmark.drill_report import meaning
 from advrbd.benchmark.metrics import Detection
+from advrbd.errors import ModelError
 from advrbd_cli import console
 from advrbd_cli.app import main
 from advrbd_cli.drill import _names
+from advrbd_cli.exits import Signalled
 
 COMMAND = (sys.executable, "-m", "advrbd_cli", "drill")
 
@@ -118,6 +120,19 @@ def test_exit_codes(entries, code, monkeypatch, tmp_path, capfd):
     assert ("error: no attack took" in err) == (code == 2)
     assert meaning(entries) in err
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(("error", "code"), [(ModelError("no good"), 2), (Signalled(signal.SIGINT), 130)])
+def test_what_was_drilled_before_a_failure_is_kept(error, code, monkeypatch, tmp_path, capfd):
+    def drilled(*_, **__):
+        yield HIT
+        raise error
+
+    monkeypatch.setattr(drilling, "drill", drilled)
+    (tmp_path / "data").mkdir()
+    assert run(monkeypatch, tmp_path, "data", "-o", "d.json") == code
+    assert [row["attack"] for row in json.loads((tmp_path / "d.json").read_text())["attacks"]] == ["badnets"]
+    assert meaning([HIT]) not in capfd.readouterr().err
 
 
 def test_a_report_only_where_one_was_asked_for(monkeypatch, tmp_path, capfd):

@@ -218,14 +218,24 @@ def test_what_cannot_be_shared_is_done_once():
     def app(**_) -> int:
         return done.append("ran") or 1
 
-    ranks = [{"WORLD_SIZE": "3", "RANK": rank} for rank in "012"]
-    assert [part_of(app, ["env"], rank)() for rank in ranks] == [1, 0, 0]
+    ranks = [{"WORLD_SIZE": "3", "RANK": rank, "TORCHELASTIC_RUN_ID": "none"} for rank in "012"]
+    assert [part_of(app, ["drill"], rank)() for rank in ranks] == [1, 0, 0]
     assert done == ["ran"]
     for alone in ({}, {"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": "many", "RANK": "0"}, {"WORLD_SIZE": "3"}):
         assert part_of(app, ["scan"], alone) is app
     parts = [part_of(app, ["clean"], rank) for rank in ranks]
     assert app not in parts
     assert parts[1] is parts[2] is not parts[0]
+
+
+@pytest.mark.parametrize("command", [["verify"], ["env"], ["schema"], ["--help"], ["scann"], []])
+def test_no_gate_is_open_to_the_other_processes(command):
+    ranks = [{"WORLD_SIZE": "2", "RANK": rank, "TORCHELASTIC_RUN_ID": "none"} for rank in "01"]
+    assert [part_of(lambda **_: 1, command, rank)() for rank in ranks] == [1, 1]
+
+
+def test_without_torchrun_nobody_stands_by():
+    assert part_of(lambda **_: 1, ["drill"], {"WORLD_SIZE": "2", "RANK": "1"})() == 1
 
 
 @pytest.mark.parametrize(("total", "count"), [(0, 2), (1, 3), (7, 3), (9, 3), (512, 7)])

@@ -99,6 +99,24 @@ def test_folders_that_are_refused(tmp_path, data, target, message, snapshot):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("target", [".", "../empty", "inner/.."])
+def test_no_folder_takes_the_place_of_the_working_directory(tmp_path, data, target, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    if target == "inner/..":  # one that holds it, but for that folder, isn't empty
+        target = tmp_path / "empty"
+    with pytest.raises(OutputError, match=r"no folder can take the place of .*; name a new one inside of it"):
+        check_target_folder(Path(target), data)
+
+
+def test_no_folder_takes_the_place_of_a_mount_point(tmp_path, data, monkeypatch):
+    (tmp_path / "mounted").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mounted")
+    with pytest.raises(OutputError, match=r"mounted; name a new one inside of it, such as .*mounted/out"):
+        check_target_folder(tmp_path / "mounted", data)
+    check_target_folder(tmp_path / "mounted" / "out", data)
+
+
 def test_folders_that_are_accepted(tmp_path, data):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "new", "data2", "data/../new"):
@@ -143,6 +161,24 @@ def test_a_device_or_a_pipe_is_never_replaced_by_a_file(tmp_path, data):
     for name in ("pipe", "to-null"):
         with pytest.raises(OutputError, match="is a device or a pipe; give --output the name of a file"):
             check_target_file(tmp_path / name, data, "--output")
+
+
+def test_a_standard_stream_is_told_by_its_name(data):
+    if not Path("/dev/stdout").is_symlink():
+        pytest.skip("/dev/stdout is no link here")
+    with pytest.raises(OutputError, match="is a device or a pipe; give --output the name of a file"):
+        check_target_file(Path("/dev/stdout"), data, "--output")
+
+
+def test_what_a_link_leads_to_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old").write_bytes(b"old")
+    for name, target in (("latest", "there/old"), ("dangling", "there/new")):
+        (tmp_path / name).symlink_to(target)
+        write_whole(tmp_path / name, b"new")
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / target).read_bytes() == b"new"
+    assert {path.name for path in tmp_path.rglob("*")} == {"there", "old", "new", "latest", "dangling"}
 
 
 def test_a_new_folder_appears_at_the_end_only(tmp_path):

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-import shutil
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,12 @@ import numpy as np
 from PIL import Image
 
 from advrbd.attacks.base import CLEAN, Attack, Change, Stamp
-from advrbd.data.files import read_image
+from advrbd.data.decoding import decode
+from advrbd.data.files import read_file, read_image
 from advrbd.data.folder import OK, FolderIndex, ImageFile
 from advrbd.data.sources import index_class_folders
 from advrbd.errors import DatasetError
+from advrbd.events import Caution, Notify, ignore
 from advrbd.reports.tables import csv_cell
 from advrbd.writing import Names, NewFolder, check_target_file, check_target_folder, in_class, printable, write_whole
 
@@ -40,12 +42,13 @@ def plant(
     target_label: str,
     poison_rate: float = 0.05,
     seed: int = 0,
+    notify: Notify = ignore,
 ) -> tuple[PlantedFile, ...]:
     """Write ``root`` to the new folder ``out`` with ``poison_rate`` of its images poisoned, and ``out.truth.csv``.
 
     Clean files are copied byte for byte. Poisoned files keep their format, without loss where it knows how; they
-    move to the folder of their new label (``target_label``, in most attacks). Raises ``DatasetError`` or
-    ``OutputError``; nothing is half-written.
+    move to the folder of their new label (``target_label``, in most attacks). What can't be read, or was drawn and
+    can't be decoded, is left out, with a caution. Raises ``DatasetError`` or ``OutputError``; nothing is half-written.
     """
     out = Path(out)
     source = index_class_folders(root)
@@ -57,28 +60,65 @@ def plant(
     if not 0 < poison_rate < 1:
         raise DatasetError(f"a poison rate of {poison_rate:g} makes no sense; give a share between 0 and 1")
 
-    files = [file for file in source.files if file.status == OK]
-    labels = np.array([file.label for file in files])
-    generator = np.random.default_rng(seed)
-    target = source.classes.index(target_label)
-    plan = attack.plan(labels, target, len(source.classes), poison_rate, generator)
+    target, left_out = source.classes.index(target_label), Counter[str]()
+    files, plan, generator = draw_plan(source, attack, target, poison_rate, seed, left_out)
+    if not plan:
+        raise DatasetError(f"{attack.name} would poison no file; raise the poison rate")
     folder = NewFolder(out)
     with ExitStack() as undone:
         undone.push(folder.undo)
         with folder as temporary:
-            planted = _write_files(source, files, plan, temporary, generator)
+            planted = _write_files(source, files, plan, temporary, generator, left_out)
         write_whole(truth_path, _truth_csv(planted))
+    if left_out:
+        why = ", ".join(f"{count} {status}" for status, count in sorted(left_out.items()))
+        notify(Caution(f"{left_out.total()} files of {source.root} aren't in the copy: {why}"))
     return tuple(sorted(planted, key=lambda entry: entry.path))
 
 
+def draw_plan(
+    source: FolderIndex, attack: Attack, target: int, poison_rate: float, seed: int, left_out: Counter[str]
+) -> tuple[list[ImageFile], list[Change], np.random.Generator]:
+    """The files to copy, what ``attack`` does to them by their position, and the generator that draws on.
+
+    An image that is drawn and can't be decoded is left out, and all are drawn again; ``left_out`` counts what is, by
+    its status.
+    """
+    files = [file for file in source.files if file.status == OK]
+    left_out.update(file.status for file in source.files if file.status != OK)
+    decodable = set[str]()
+    while True:
+        labels, generator = np.array([file.label for file in files], dtype=np.int64), np.random.default_rng(seed)
+        plan, broken = attack.plan(labels, target, len(source.classes), poison_rate, generator), set[str]()
+        for path in {files[change.position].path for change in plan if change.stamp} - decodable:
+            pixels, status, _ = read_image(source.root / path, None)
+            if pixels is None:
+                broken.add(path)
+                left_out[status] += 1
+            else:
+                decodable.add(path)
+        if not broken:
+            return files, plan, generator
+        files = [file for file in files if file.path not in broken]
+
+
 def _write_files(
-    source: FolderIndex, files: list[ImageFile], plan: list[Change], out: Path, generator: np.random.Generator
+    source: FolderIndex,
+    files: list[ImageFile],
+    plan: list[Change],
+    out: Path,
+    generator: np.random.Generator,
+    left_out: Counter[str],
 ) -> list[PlantedFile]:
     """Write the copy of each of ``files`` below ``out``, changed as ``plan`` says."""
     changes = {change.position: change for change in plan}
     names = Names(file.path for file in files)
     planted = []
     for position, file in enumerate(files):
+        data, status, _ = read_file(source.root / file.path)
+        if data is None:
+            left_out[status] += 1
+            continue
         change, label = changes.get(position), source.class_name(file)
         path = file.path
         if change and change.label != file.label:
@@ -86,19 +126,19 @@ def _write_files(
         destination = out / path
         destination.parent.mkdir(parents=True, exist_ok=True)
         if change and change.stamp:
-            _stamp_file(source.root / file.path, destination, change.stamp, generator)
+            _stamp_file(data, destination, change.stamp, generator)
         else:
-            shutil.copyfile(source.root / file.path, destination)
+            destination.write_bytes(data)
         role = change.role if change else CLEAN
         planted.append(PlantedFile(path, role, path.split("/")[0], label, file.path))
     return planted
 
 
-def _stamp_file(source: Path, destination: Path, stamp: Stamp, generator: np.random.Generator) -> None:
-    pixels, status, _ = read_image(source, None)
-    if pixels is None:
-        raise DatasetError(f"cannot poison {source}: {status}; remove it or mend it")
-    stamped = Image.fromarray(stamp(pixels, generator))
+def _stamp_file(data: bytes, destination: Path, stamp: Stamp, generator: np.random.Generator) -> None:
+    image, status = decode(data, None)
+    if image is None:
+        raise DatasetError(f"a file changed while it was copied to {destination}: {status}; try again")
+    stamped = Image.fromarray(stamp(np.asarray(image), generator))
     match destination.suffix.lower():
         case ".jpg" | ".jpeg":
             stamped.save(destination, quality=95, subsampling=0)

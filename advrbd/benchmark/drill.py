@@ -10,6 +10,7 @@ first.
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,11 +20,11 @@ from PIL import Image
 
 from advrbd.attacks import ATTACKS, Attack
 from advrbd.attacks.base import CLEAN, POISON, Change
-from advrbd.attacks.plant import PlantedFile, plant
+from advrbd.attacks.plant import PlantedFile, draw_plan, plant
 from advrbd.benchmark.metrics import Detection, accuracy, detection
 from advrbd.config import Config
 from advrbd.data.files import read_image
-from advrbd.data.folder import OK, FolderIndex, ImageFile
+from advrbd.data.folder import OK, FolderIndex, ImageFile, check_every_class
 from advrbd.data.pixels import typical_side
 from advrbd.data.sources import index_class_folders
 from advrbd.errors import AdvrbdError, DatasetError, OutputError
@@ -142,7 +143,7 @@ def drill(
     labels = np.array([file.label for file in files])
     target = _target(source, labels, target_label)
     ground = _Ground(source, files, labels, target, poison_rate, config, place)
-    _check_plans(ground, attacks, notify)
+    _check_plans(ground, attacks)
     return (_drill_one(ground, name, _naming(name, notify)) for name in attacks)
 
 
@@ -151,7 +152,7 @@ def _drill_one(ground: _Ground, name: str, notify: Notify) -> Drilled:
     target_label = ground.source.classes[ground.target]
     with _copy_folder(ground.work) as temporary:
         copy = Path(temporary) / "copy"
-        planted = plant(ground.source.root, copy, attack, target_label, ground.poison_rate, config.seed)
+        planted = plant(ground.source.root, copy, attack, target_label, ground.poison_rate, config.seed, notify)
         role = {entry.path: entry.role for entry in planted}
         wrong = sum(entry.role == POISON or entry.label != entry.original_label for entry in planted)
         notify(Note(f"planted in {wrong} of {len(planted)} files"))
@@ -209,8 +210,7 @@ def _check_trainable(source: FolderIndex, files: tuple[ImageFile, ...], config: 
     """What a scan would refuse is refused now, not after a copy was made."""
     if len(files) < MINIMUM_IMAGES:
         raise DatasetError(f"{source.root} has fewer than {MINIMUM_IMAGES} images, too few to train the model on")
-    if empty := set(source.classes) - {source.class_name(file) for file in files}:
-        raise DatasetError(f"no readable image in class {min(empty)!r}; remove the folder or mend it")
+    check_every_class(source)
     side = typical_side(source, config.decoding)
     choose_model(config.model, side, choose_device(config.device), config.image_size, config.pretrained)
 
@@ -224,22 +224,13 @@ def _target(source: FolderIndex, labels: np.ndarray, target_label: str | None) -
     return source.classes.index(target_label)
 
 
-def _check_plans(ground: _Ground, attacks: Sequence[str], notify: Notify) -> None:
+def _check_plans(ground: _Ground, attacks: Sequence[str]) -> None:
     """Try what ``plant`` will draw, so that the fifth attack doesn't fail after hours of work on the other four."""
-    stamped: set[int] = set()
     for name in attacks:
-        attack = ATTACKS[name](seed=ground.config.seed)
-        generator = np.random.default_rng(ground.config.seed)
-        plan = attack.plan(ground.labels, ground.target, len(ground.source.classes), ground.poison_rate, generator)
-        _check_plan(ground, attack, plan)
-        stamped.update(change.position for change in plan if change.stamp)
-    for done, position in enumerate(sorted(stamped), 1):
-        path = ground.source.root / ground.files[position].path
-        pixels, status, _ = read_image(path, None)
-        if pixels is None:
-            raise DatasetError(f"cannot poison {path}: {status}; remove it or mend it")
-        if done % 256 == 0 or done == len(stamped):
-            notify(Progress("check", done, len(stamped)))
+        attack, seed = ATTACKS[name](seed=ground.config.seed), ground.config.seed
+        files, plan, _ = draw_plan(ground.source, attack, ground.target, ground.poison_rate, seed, Counter())
+        drawn = replace(ground, files=tuple(files), labels=np.array([file.label for file in files]))
+        _check_plan(drawn, attack, plan)
 
 
 def _check_plan(ground: _Ground, attack: Attack, plan: list[Change]) -> None:

@@ -105,6 +105,17 @@ def index(root: str | os.PathLike, split: str | None = None) -> FolderIndex:
     return FolderIndex(root, classes, tuple(files), tuple(ignored))
 
 
+def check_every_class(index: FolderIndex) -> None:
+    """Raise ``DatasetError`` where a class holds no file that can be read, as far as is known."""
+    readable = {file.label for file in index.files if file.status == OK}
+    empty = [label for label in range(len(index.classes)) if label not in readable]
+    if empty:
+        names = ", ".join(repr(index.classes[label]) for label in empty[:5])
+        lost = sorted({file.status for file in index.files if file.label in empty})
+        why = f" ({', '.join(lost)})" if lost else ""
+        raise DatasetError(f"no readable image in class {names}{why}; remove the folder or mend it")
+
+
 def check_is_folder(root: Path) -> None:
     """Raise ``DatasetError`` where ``root`` is missing or isn't a folder."""
     if not root.exists():

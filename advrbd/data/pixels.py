@@ -17,7 +17,7 @@ import torch
 from advrbd.config import DecodingSettings
 from advrbd.data.decoders import Decoders, how_many
 from advrbd.data.files import opened
-from advrbd.data.folder import OK, FolderIndex, ImageFile, Read
+from advrbd.data.folder import OK, FolderIndex, ImageFile, Read, check_every_class
 from advrbd.errors import DatasetError
 from advrbd.events import Notify, Progress, ignore
 from advrbd.memory import Memory, choose_memory, in_words
@@ -102,12 +102,9 @@ def load(
         files.append(index.files[row].having(status, sha256))
         if row % 256 == 255 or row + 1 == len(index.files):
             notify(Progress("decode", row + 1, len(index.files)))
-    readable = {file.label for file in files if file.status == OK}
-    if empty := [name for label, name in enumerate(index.classes) if label not in readable]:
-        raise DatasetError(
-            f"no readable image in class {', '.join(repr(name) for name in empty[:5])}; remove the folder or mend it"
-        )
-    return replace(index, files=tuple(files)), Pixels(torch.from_numpy(images))
+    index = replace(index, files=tuple(files))
+    check_every_class(index)
+    return index, Pixels(torch.from_numpy(images))
 
 
 def _decoded(index: FolderIndex, size: int, settings: DecodingSettings) -> Iterator[tuple]:

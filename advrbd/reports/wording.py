@@ -170,7 +170,8 @@ def figures(evidence: dict) -> list[Figure]:
 
 def command(verb: str, root: Path, *arguments: str) -> str:
     """A command line for ``root`` as one line that a shell takes, unless the folder's name can't be printed."""
-    return escaped(shlex.join(["advrbd", verb, str(root), *arguments]))
+    folder = f"./{root}" if str(root).startswith("-") else str(root)  # not an option
+    return escaped(shlex.join(["advrbd", verb, folder, *arguments]))
 
 
 def _next_seed(run: dict) -> int:
