@@ -17,6 +17,7 @@ from advrbd.data.folder import OK, FolderIndex
 from advrbd.data.pixels import Pixels, decoding_seconds
 from advrbd.memory import Memory
 from advrbd.method.held_out import FEWEST_CLASSES
+from advrbd.method.separation import equal_classes
 from advrbd.model.device import Device
 from advrbd.model.factory import ModelSpec, Network
 from advrbd.model.training import given, train
@@ -78,7 +79,8 @@ def make_plan(
     speed = training_speed(network, spec, device, config)
     batches = 2 * (_peak_so_far() - before)  # on a CPU, images are scored 256 at a time, and trained on half as many
     passes, group_images = _passes(count, config), _group_images(config)
-    groups = _groups(len(index.files), spec, config)
+    sizes = Counter(file.label for file in index.files if file.status == OK)
+    groups = _groups(count, equal_classes(torch.tensor([*sizes.values()])), config)
     trained = passes["training"] + passes["scoring"] * _work_of_scoring(config) + passes["inference"] * FORWARD
     look = (count * trained + groups * group_images) / speed
     is_heard = config.looks > 1 and spec.class_count >= FEWEST_CLASSES
@@ -112,7 +114,7 @@ def table_bytes(count: int, network: Network, spec: ModelSpec, config: Config) -
     device = network.mean.device
     with torch.no_grad():
         features = network.eval().features(torch.zeros(1, 3, spec.image_size, spec.image_size, device=device)).shape[1]
-    return round(count * (ROW_BYTES + FEATURE_COPIES * 4 * features + 4 * _groups(count, spec, config)))
+    return round(count * (ROW_BYTES + FEATURE_COPIES * 4 * features + 4 * _groups(count, spec.class_count, config)))
 
 
 def training_speed(network: Network, spec: ModelSpec, device: Device, config: Config) -> float:
@@ -142,11 +144,11 @@ def _work_of_scoring(config: Config) -> float:
     return (steps + 2 * FORWARD) / (steps + 2)
 
 
-def _groups(size: int, spec: ModelSpec, config: Config) -> int:
-    """How many groups one look at a folder of ``size`` files examines at most: of a class cut in two, both halves;
-    that what is left of it is examined as well is rare."""
+def _groups(size: int, class_count: int, config: Config) -> int:
+    """How many groups one look at ``size`` images of classes of one size examines at most: of a class cut in two, both
+    halves; that what is left of it is examined as well is rare."""
     settings = config.separation
-    places = [sum(numbers) for numbers in settings.places(size, spec.class_count)]
+    places = [sum(numbers) for numbers in settings.places(size, class_count)]
     return sum(places) + dict(zip(settings.parts, places, strict=True)).get(2, 0)
 
 

@@ -158,15 +158,15 @@ def test_intake_in_python(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["intake.py", str(data), str(clean)])
     monkeypatch.setattr(advrbd.pipeline, "clean", lambda *given, **options: cleaned.append((given, options)))
     harmless = tuple(replace(entry, suspects=0, verdict=CLEAN) for entry in found.classes)
-    monkeypatch.setattr(advrbd.pipeline, "scan", lambda _: replace(found, files=found.files[1:2], classes=harmless))
+    monkeypatch.setattr(advrbd.pipeline, "scan", lambda *_: replace(found, files=found.files[1:2], classes=harmless))
     assert (intake.main(), capsys.readouterr().out, cleaned) == (0, f"{data}\n", [])
-    monkeypatch.setattr(advrbd.pipeline, "scan", lambda _: replace(found, files=found.files[1:2]))
+    monkeypatch.setattr(advrbd.pipeline, "scan", lambda *_: replace(found, files=found.files[1:2]))
     assert (intake.main(), capsys.readouterr().out) == (
         0,
         f"{clean}\n",
     )  # poisoned, and no file to blame: clean decides
     cleaned.clear()
-    monkeypatch.setattr(advrbd.pipeline, "scan", lambda _: found)
+    monkeypatch.setattr(advrbd.pipeline, "scan", lambda *_: found)
     assert (intake.main(), capsys.readouterr().out) == (0, f"{clean}\n")
     [(given, options)] = cleaned
     assert given == (data, clean)
@@ -185,7 +185,7 @@ def test_intake_in_python_without_a_verdict(data, tmp_path, monkeypatch, capsys)
         raise UntrustedError("nothing was written")
 
     found = report_on(data)
-    monkeypatch.setattr(advrbd.pipeline, "scan", lambda _: replace(found, files=found.files[:1]))
+    monkeypatch.setattr(advrbd.pipeline, "scan", lambda *_: replace(found, files=found.files[:1]))
     monkeypatch.setattr(advrbd.pipeline, "clean", refuse)
     assert intake.main() == 2
     out, err = capsys.readouterr()

@@ -51,7 +51,7 @@ def run(labels) -> Run:
 def findings(labels) -> Findings:
     """Of a scan that looked everywhere and found nothing."""
     found = Findings.nothing(len(labels))
-    found.verdicts = dict.fromkeys(range(CLASSES), CLEAN)
+    found.verdicts, found.control_found = dict.fromkeys(range(CLASSES), CLEAN), True
     return found
 
 
@@ -173,6 +173,21 @@ def test_another_scan_looks_at_the_result_as_it_will_be_written(run, findings, m
     assert labels == [2] + [0] * 49 + [1] * 50 + [2] * 50
     assert examples == [0, *range(4, 150)]
     assert looks == Config().looks
+
+
+@pytest.mark.parametrize("verdict, trust", [(None, LIMITED), (CLEAN, GOOD), (SUSPICIOUS, LIMITED)])
+def test_a_scan_that_found_poison_but_not_its_own_test_is_trusted_no_further(
+    run, findings, monkeypatch, verdict, trust
+):
+    again = Findings.nothing(len(run.labels))
+    again.verdicts = {0: verdict or CLEAN, 1: CLEAN, 2: CLEAN}
+    monkeypatch.setattr(gate, "find", lambda *_: again)
+    findings.control_found = False
+    assert judged(run, findings).trust == GOOD  # nothing was found: that class by class it saw nothing says the scan
+    accuse(findings, range(4), suggested=2)
+    said = judged(run, findings, rescan=verdict is not None)
+    assert said.trust == trust
+    assert (gate.UNTESTED in said.reasons) == (trust == LIMITED)
 
 
 def report_on(root: Path, suspects: set[str], target: Path) -> Path:

@@ -19,7 +19,7 @@ from advrbd.method.identification import for_groups, identify, is_sharp
 from advrbd.method.partition import partition
 from advrbd.method.perturbation import divergence, random_patches
 from advrbd.method.second_opinion import second_opinion
-from advrbd.method.separation import Split, candidates, most_striking, separate
+from advrbd.method.separation import Split, candidates, equal_classes, most_striking, separate
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec, build
 from advrbd.model.inference import Outputs
@@ -27,6 +27,11 @@ from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, POISONED
 
 MANY = SeparationSettings().few
+
+
+def of_classes(count: int, size: int = MANY) -> torch.Tensor:
+    """Labels of ``size`` images, of ``count`` classes of one size."""
+    return torch.arange(size) % count
 
 
 @pytest.fixture
@@ -92,7 +97,9 @@ def test_separation_finds_the_planted_group_and_puts_it_up_for_examination(gener
     """Also where it is a small part of its class, and where the poison outnumbers the class but holds no seeds."""
     outputs, labels, group = planted_features(generator, planted)
     seeds = (torch.rand(len(labels), generator=generator) < 0.2) & ~group
-    chosen = candidates(separate(outputs, labels, seeds, SeparationSettings(), generator), MANY, SeparationSettings())
+    chosen = candidates(
+        separate(outputs, labels, seeds, SeparationSettings(), generator), of_classes(3), SeparationSettings()
+    )
     best = max(chosen, key=lambda split: split.bimodality)
     assert best.label == 1
     assert best.bimodality > 4
@@ -147,7 +154,11 @@ def test_every_number_of_parts_has_its_places_and_near_copies_take_none():
         split_of(1, 8, range(50, 55), 4.0),
         split_of(1, 8, range(60, 65), 3.5),
     )
-    assert candidates((weaker, clearest, last, smaller, small, same), MANY, settings) == (clearest, small, smaller)
+    assert candidates((weaker, clearest, last, smaller, small, same), of_classes(2), settings) == (
+        clearest,
+        small,
+        smaller,
+    )
 
 
 def test_where_images_are_few_the_farthest_group_of_each_cut_is_examined_as_well():
@@ -155,8 +166,8 @@ def test_where_images_are_few_the_farthest_group_of_each_cut_is_examined_as_well
     halves = [replace(split_of(label, 2, range(40), 4.0 - label), distance=5.0 + label) for label in range(3)]
     parts = [replace(split_of(label, 8, range(9), 4.0 - label), distance=5.0 - label) for label in range(2)]
     everything = tuple(halves + parts)
-    assert candidates(everything, MANY, settings) == (halves[0], parts[0])
-    assert candidates(everything, settings.few - 1, settings) == (halves[0], halves[2], parts[0], parts[1])
+    assert candidates(everything, of_classes(3), settings) == (halves[0], parts[0])
+    assert candidates(everything, of_classes(3, MANY - 1), settings) == (halves[0], halves[2], parts[0], parts[1])
 
 
 def test_the_most_striking_group_of_each_class_is_a_small_part_of_it():
@@ -173,8 +184,25 @@ def test_the_most_striking_group_of_each_class_is_a_small_part_of_it():
 def test_more_classes_have_more_candidates():
     splits = tuple(split_of(label, 2, range(label, label + 10), 3.0 + label / 100) for label in range(80))
     settings = SeparationSettings(parts=(2,), examined=(3,), classes=40)
-    assert [split.label for split in candidates(splits, MANY, settings)] == [79, 78, 77, 76, 75, 74]
-    assert len(candidates(splits[:40], MANY, settings)) == 3
+    assert [split.label for split in candidates(splits, of_classes(80), settings)] == [79, 78, 77, 76, 75, 74]
+    assert len(candidates(splits[:40], of_classes(40), settings)) == 3
+
+
+def test_tiny_classes_take_no_part_in_how_many_there_are():
+    ten, hundred = torch.full((10,), 1000), torch.full((100,), 250)
+    assert (equal_classes(ten), equal_classes(hundred), equal_classes(torch.tensor([], dtype=torch.int64))) == (
+        10,
+        100,
+        0,
+    )
+    assert equal_classes(torch.cat([ten, torch.full((90,), 20)])) < 15
+    poisoned = torch.full((100,), 237)
+    poisoned[3] += 1250  # five of six images of it
+    assert 75 < equal_classes(poisoned) <= 100
+    splits = tuple(split_of(label, 2, range(label, label + 10), 3.0 + label / 100) for label in range(80))
+    settings = SeparationSettings(parts=(2,), examined=(3,), classes=40)
+    labels = torch.cat([of_classes(10), torch.arange(10, 80)])
+    assert len(candidates(splits, labels, settings)) == 3
 
 
 def test_of_many_classes_relatively_more_large_groups_are_examined():
@@ -277,8 +305,20 @@ def test_a_few_images_that_fall_sharply_apart_convict_nobody(carriers, undecided
 
 def test_halves_cut_every_part_evenly(generator):
     parts = torch.arange(100) < 11, torch.arange(100) >= 60
-    half = _halves(100, parts, generator)
+    half = _halves(torch.arange(100), parts, generator)
     assert [int(half[part].sum()) for part in parts] == [5, 20]
+
+
+def test_halves_cut_no_scene_unless_it_is_much_of_its_part(generator):
+    scene, everything = torch.arange(100) // 10, (torch.ones(100, dtype=torch.bool),)
+    half = _halves(scene, everything, generator)
+    assert [int(half[scene == number].sum()) % 10 for number in range(10)] == [0] * 10
+    assert int(half.sum()) == 50
+    scene[:30] = 0
+    half = _halves(scene, everything, generator)
+    assert int(half.sum()) == 50
+    assert 0 < int(half[scene == 0].sum()) < 30
+    assert _halves(scene[:0], (torch.ones(0, dtype=torch.bool),), generator).tolist() == []
 
 
 def test_a_large_group_that_stands_out_a_little_less_is_examined_before_a_small_one():
@@ -286,7 +326,7 @@ def test_a_large_group_that_stands_out_a_little_less_is_examined_before_a_small_
     large = Split(1, 2, torch.arange(100, 356), bimodality=4.0, distance=8.0)
     blurred = Split(2, 2, torch.arange(400, 656), bimodality=2.0, distance=8.0)
     settings = SeparationSettings(parts=(2,), examined=(2,))
-    assert [split.label for split in candidates((small, large, blurred), MANY, settings)] == [1, 0]
+    assert [split.label for split in candidates((small, large, blurred), of_classes(2), settings)] == [1, 0]
 
 
 def test_a_class_that_was_not_enhanced_has_no_suspects_whatever_its_split():

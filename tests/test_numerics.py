@@ -138,7 +138,7 @@ def test_separation_gives_parts_of_classes_and_finite_figures_whatever_the_featu
         assert QUICK.minimum_group <= size <= most
         assert math.isfinite(split.bimodality) and split.bimodality >= 0
         assert math.isfinite(split.distance) and split.distance >= 0
-    chosen = candidates(splits, len(labels), QUICK)
+    chosen = candidates(splits, labels, QUICK)
     assert len(chosen) <= sum(QUICK.examined) + len(QUICK.parts)
     assert len({id(split) for split in chosen} - {id(split) for split in splits}) == 0
     assert bool(chosen) == bool(splits)

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from small import Rows
 
 import advrbd.method.look
+import advrbd.method.second_opinion as opinions
 from advrbd.benchmark.digits import digits
 from advrbd.config import Config, PartitionSettings, SeparationSettings, TrainingSettings
 from advrbd.data.pixels import Pixels
@@ -215,11 +217,40 @@ def test_however_often_a_network_is_asked_of_what_it_knows_it_says_the_same(rows
     kept = torch.arange(len(rows.labels))[5:]
     rows.pixels.images[kept[::7]] = rows.pixels.images[kept[::7]].roll(1, dims=1)  # some it doesn't recognise
     familiar = Familiar(rows, Rows(CLASSES), kept)
+    logits = rows.infer(Rows(CLASSES), kept[rows.labels[kept] == 0], mirror=True).logits
+    logits = logits[logits.argmax(dim=1) == 0]
     for count in (10, 30, 10, 99):
-        mine = kept[rows.labels[kept] == 0][:count]
-        logits = rows.infer(Rows(CLASSES), mine, mirror=True).logits
-        assert torch.equal(familiar.logits(0, count), logits[logits.argmax(dim=1) == 0])
-    assert familiar.logits(1, 0).shape == (0, CLASSES)
+        said = familiar.logits(0, count)
+        assert torch.equal(said.sort(dim=0).values, logits.sort(dim=0).values)  # all that there are, in another order
+
+
+def test_the_order_of_the_files_chooses_nobody_to_compare_with(monkeypatch, rows):
+    monkeypatch.setattr(opinions, "EVENLY", 0)
+    monkeypatch.setattr(opinions, "FEWEST", 3)
+    kept = torch.arange(len(rows.labels))
+    mine = kept[rows.labels == 0]
+    logits = rows.infer(Rows(CLASSES), mine, mirror=True).logits
+    said = Familiar(rows, Rows(CLASSES), kept).logits(0, 12)
+    assert len(said) == 12
+    assert not torch.equal(said, logits[:12])
+
+
+def test_an_affinity_is_the_share_of_pairs_of_which_the_suspect_has_more():
+    generator = torch.Generator().manual_seed(0)
+    suspects, known = torch.randn(40, CLASSES, generator=generator), torch.randn(60, CLASSES, generator=generator)
+    suspects[:, 2] += 9
+    known[:, 2] += 9
+    known[::3] = suspects[:20]  # ties
+    familiar = SimpleNamespace(logits=lambda *_: known)
+
+    def left(rows_of: torch.Tensor) -> torch.Tensor:
+        others = rows_of.clone()
+        others[:, 2] = -torch.inf
+        return others.log_softmax(dim=1)[:, 0]
+
+    mine, theirs = left(suspects)[:, None], left(known)
+    expected = ((mine > theirs).double() + (mine == theirs).double() / 2).mean()
+    assert affinity_to(0, suspects, familiar) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_what_is_expected_of_natural_groups_withstands_an_odd_one_and_chance():

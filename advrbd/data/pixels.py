@@ -4,7 +4,9 @@ Files are read once: the SHA-256 is of the very bytes that were decoded. Images 
 cropped: a trigger in a corner has to survive. Pixels reach the models as floats in [0, 1], channels first.
 """
 
+import hashlib
 import os
+import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -143,10 +145,10 @@ def _batches(files: Sequence[ImageFile], read: Read) -> Iterator[list[tuple[byte
 
 
 def typical_side(index: FolderIndex, settings: DecodingSettings = DEFAULTS, sample: int = 200) -> int:
-    """Median side, in pixels, of a spread-out sample of the images, from their headers alone."""
+    """Median side, in pixels, of a sample of the images, from their headers alone."""
     sides = []
     with opened(index.place) as read, Decoders(settings, 1) as decoders:
-        for batch in _batches(_spread(index, sample), read):
+        for batch in _batches(_some(index, sample), read):
             sizes = decoders.measure([data for data, _, _ in batch if data is not None])
             sides += [(width * height) ** 0.5 for width, height in sizes]
     if not sides:
@@ -155,8 +157,8 @@ def typical_side(index: FolderIndex, settings: DecodingSettings = DEFAULTS, samp
 
 
 def decoding_seconds(index: FolderIndex, size: int, settings: DecodingSettings = DEFAULTS, sample: int = 100) -> float:
-    """How long ``load`` is going to take, in seconds, by a spread-out sample of the images."""
-    chosen, count = _spread(index, sample), len(index.files)
+    """How long ``load`` is going to take, in seconds, by a sample of the images."""
+    chosen, count = _some(index, sample), len(index.files)
     with opened(index.place) as read, Decoders(settings, 1) as decoders:
         decoders.measure([b""])  # its start doesn't count
         started = time.perf_counter()
@@ -166,10 +168,12 @@ def decoding_seconds(index: FolderIndex, size: int, settings: DecodingSettings =
     return spent / max(1, len(chosen)) * count / how_many(count)
 
 
-def _spread(index: FolderIndex, sample: int) -> list[ImageFile]:
-    """Some ``sample`` of the files that may hold images, from all over the folder."""
+def _some(index: FolderIndex, count: int) -> list[ImageFile]:
+    """Up to ``count`` of the files that may hold images, always the same of a folder. Drawn by all names together:
+    if every so-many-th were taken, a few small files in the right places would choose the size for all."""
     usable = [file for file in index.files if file.status == OK]
-    return usable[:: max(1, len(usable) // sample)]
+    names = hashlib.sha256(b"\0".join(os.fsencode(file.path) for file in index.files))
+    return random.Random(names.digest()).sample(usable, min(count, len(usable)))
 
 
 def _allocate(count: int, size: int, memory: Memory) -> np.ndarray:

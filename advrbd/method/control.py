@@ -68,7 +68,7 @@ def find_control(
     run = control.run
     planted = torch.isin(examples, control.examples)
     splits = separate(outputs, run.labels[examples], parts.seeds, config.separation, run.generator)
-    chosen = candidates(splits, len(run.labels) - len(control.examples), config.separation)
+    chosen = candidates(splits, run.labels[examples[~planted]], config.separation)
     for split in chosen:
         inside = int(planted[split.group].sum())
         if split.label == control.label and 2 * inside > max(len(split.group), int(planted.sum())):

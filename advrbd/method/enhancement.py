@@ -1,13 +1,13 @@
 """Stage 2 (Algorithm 2): a model that keeps the backdoor and forgets the task.
 
 In rounds, the model learns the suspected group (D_u) under its label and unlearns what is trusted (D_c, Eq. 4): an
-unlearned image gets a fresh random wrong label at every draw, which, unlike gradient ascent, doesn't diverge. What
-the round clears moves to D_c. D_c starts as the seeds of the class and all images of the other classes, so that
-nothing but the trigger is left to tell the group by.
+unlearned image gets a fresh random label at every draw, any but the group's, which, unlike gradient ascent, doesn't
+diverge; of two classes, the other one keeps its own. What the round clears moves to D_c. D_c starts as the seeds of the
+class and all images of the other classes, so that nothing but the trigger is left to tell the group by.
 
 Two models take turns: each learns one half of the group and judges the other, so no image is judged by a model that
-learned it here. A trigger carries over from one half to the other, all or nothing; a natural sub-population of the
-class fades into the rest. That difference is what the verdict rests on.
+learned it here, or another image of its scene. A trigger carries over from one half to the other, all or nothing; a
+natural sub-population of the class fades into the rest. That difference is what the verdict rests on.
 """
 
 import copy
@@ -16,12 +16,14 @@ from dataclasses import dataclass
 import torch
 
 from advrbd.config import EnhancementSettings
+from advrbd.method.likeness import scenes
 from advrbd.method.separation import Split
 from advrbd.model.factory import Network
 from advrbd.model.run import Run
 from advrbd.model.training import Targets
 
 UNSEEN = 3
+LARGEST = 0.25  # the share of a part that one scene may be and still not be cut
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ def enhance(
     in_class = run.labels[examples] == split.label
     learned = torch.zeros(len(examples), dtype=torch.bool)
     learned[split.group] = True
-    half = _halves(len(examples), (learned, in_class & ~learned), run.generator)
+    scene = torch.zeros(len(examples), dtype=torch.int64)
+    scene[in_class] = scenes(run, examples[in_class])
+    half = _halves(scene, (learned, in_class & ~learned), run.generator)
     unlearned = (seeds | ~in_class) & ~learned
     best = Enhanced(split.label, torch.zeros(len(examples)), float("inf"))
     for number in range(1, settings.rounds + 1):
@@ -100,12 +104,22 @@ def _round(
     return Enhanced(label, probability, _ambiguity(probability[in_class], settings))
 
 
-def _halves(count: int, parts: tuple[torch.Tensor, ...], generator: torch.Generator) -> torch.Tensor:
-    """Zeros and ones int64 [count] that cut each of the ``parts`` (bool [count]) in two at random."""
-    half = torch.zeros(count, dtype=torch.int64)
+def _halves(scene: torch.Tensor, parts: tuple[torch.Tensor, ...], generator: torch.Generator) -> torch.Tensor:
+    """Zeros and ones int64 [M] that cut each of the ``parts`` (bool [M]) in two at random, but no ``scene`` (int64
+    [M]): one half of its frames would be known from the other. Where one scene is much of a part, it is cut all the
+    same: copies of one stamped image are no less planted.
+    """
+    half = torch.zeros_like(scene)
     for part in parts:
         where = part.nonzero().flatten()
-        half[where[torch.randperm(len(where), generator=generator)]] = torch.arange(len(where)) % 2
+        names, sizes = scene[where].unique(return_inverse=True, return_counts=True)[1:]
+        if len(where) and int(sizes.max()) > LARGEST * len(where):
+            names, sizes = torch.arange(len(where)), torch.ones(len(where), dtype=torch.int64)
+        order, sides, loads = torch.randperm(len(sizes), generator=generator), torch.zeros_like(sizes), [0, 0]
+        for number in order[sizes[order].argsort(descending=True, stable=True)].tolist():  # the largest first
+            sides[number] = int(loads[1] < loads[0])
+            loads[int(sides[number])] += int(sizes[number])
+        half[where] = sides[names]
     return half
 
 

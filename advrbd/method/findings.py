@@ -114,7 +114,8 @@ def from_report(index: FolderIndex, earlier: Earlier) -> Findings:
     for label, name in enumerate(index.classes):
         told = CLEAN if earlier.verdicts is None else earlier.verdicts.get(printable(name), UNEXAMINED)
         findings.verdicts[label] = POISONED if label in accused else told
-    findings.exhausted, findings.told = earlier.exhausted, earlier.verdicts is not None
+    findings.exhausted, findings.control_found = earlier.exhausted, earlier.control_found
+    findings.told = earlier.verdicts is not None
     return findings
 
 

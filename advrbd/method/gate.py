@@ -15,6 +15,7 @@ from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS, UNEXAMINED
 
 GOOD, LIMITED, NONE = "good", "limited", "none"
+UNTESTED = "the scan lost the backdoor that it planted to test itself, beside what it found; --rescan looks once more"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def _doubts_of_scan(run: Run, findings: Findings) -> list[str]:
         doubts.append(f"{suspicious} looked suspicious, but nothing was taken out of there for that")
     if spared := _named(run, [label for label in verdicts if verdicts[label] == POISONED and label not in labelled]):
         doubts.append(f"{spared} looked poisoned, but no file was taken out of there")
+    if POISONED in verdicts.values() and not findings.control_found:
+        doubts.append(UNTESTED)
     if findings.exhausted:
         doubts.append("the last look allowed still found suspects; there may be more")
     return doubts
@@ -132,6 +135,8 @@ def _look_again(run: Run, result: Result, config: Config, failures: list[str], d
         failures.append(f"another scan still finds {int(left.sum())} suspects in the result; clean that, too")
     elif again.verdict != CLEAN:
         doubts.append(f"another scan calls the result {again.verdict}")
+    else:  # such a verdict says that it found its own
+        doubts[:] = [doubt for doubt in doubts if doubt != UNTESTED]
     return again.verdict
 
 

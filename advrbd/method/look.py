@@ -98,7 +98,7 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
     With a control, whether that was found decides whether this look could have seen anything. ``only``: examine these
     classes alone.
     """
-    network, examples, control, size = learned.network, learned.examples, learned.control, len(run.labels)
+    network, examples, control = learned.network, learned.examples, learned.control
     run, shown = with_copies(run, examples, control)
     outputs, parts = run.predict(network, shown), partition(run, network, shown, config.partition)
     if control:
@@ -110,11 +110,11 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
     splits = separate(outputs, labels, seeds, config.separation, run.generator)
     if findings.looks == 1:
         _check_separation(run, labels, splits, config, findings)
-    chosen = candidates(splits, size, config.separation)
+    chosen = candidates(splits, labels, config.separation)
     config = replace(config, identification=for_groups(config.identification, len(chosen)))
     if only is not None:
         splits = tuple(split for split in splits if split.label in only)
-        chosen = candidates(splits, size, config.separation)
+        chosen = candidates(splits, labels, config.separation)
 
     def ask(
         seeds: torch.Tensor, split: Split, settings: EnhancementSettings, trusted: torch.Tensor | None = None

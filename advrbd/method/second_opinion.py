@@ -16,6 +16,7 @@ from advrbd.model.run import Run
 
 PLAIN = 0.95
 FEWEST = 50
+EVENLY = 10_000  # images to compare with, shared evenly by the classes
 LEAST_SPREAD = 0.05
 SURELY = 2.0  # standard errors
 CHANCE = SURELY * 12**-0.5  # over the root of their number: in an affinity, to which false labels add uniform numbers
@@ -68,16 +69,20 @@ def reconsidered(conviction: float, affinity: float, settings: IdentificationSet
 
 class Familiar:
     """What a ``network`` says of the images ``kept`` (int64 [K]), which it was trained on, and of their mirror images;
-    of none of them more than once, however many groups are compared with them."""
+    of none of them more than once, however many groups are compared with them.
+
+    They are taken in no order of theirs: whoever names the files would choose by it whom suspects are compared with.
+    """
 
     def __init__(self, run: Run, network: Network, kept: torch.Tensor) -> None:
-        self._run, self._network, self._kept = run, network, kept
-        self._said = dict[int, torch.Tensor]()
+        self._run, self._network = run, network
+        self._kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(len(kept)))]
+        self._said, self._least = dict[int, torch.Tensor](), max(FEWEST, EVENLY // run.class_count)
 
     def logits(self, label: int, count: int) -> torch.Tensor:
-        """Logits float32 [S, classes] of the first ``count`` images of the class ``label``, or of all if those are
-        fewer, that it takes for that class."""
-        mine = self._kept[self._run.labels[self._kept] == label][:count]
+        """Logits float32 [S, classes] of ``count`` images of the class ``label``, of ``FEWEST`` at least and of as many
+        as an even share of ``EVENLY``, or of all if those are fewer, that it takes for that class."""
+        mine = self._kept[self._run.labels[self._kept] == label][: max(count, self._least)]
         said = self._said.get(label, torch.zeros(0, self._run.class_count))
         if len(said) < len(mine):
             more = self._run.infer(self._network, mine[len(said) :], mirror=True).logits
@@ -102,10 +107,10 @@ def affinity_to(label: int, logits: torch.Tensor, familiar: Familiar) -> float:
         if other == label:
             total += len(mine)
             continue
-        theirs = _shares(familiar.logits(other, max(FEWEST, len(mine))))[:, label]
+        theirs = _shares(familiar.logits(other, len(mine)))[:, label].sort().values
         if len(theirs):
-            more, same = mine[:, None] > theirs, mine[:, None] == theirs
-            total += float((more.float() + same / 2).mean(dim=1).sum())
+            less, no_more = (torch.searchsorted(theirs, mine, right=right) for right in (False, True))
+            total += float((less + no_more).double().sum()) / (2 * len(theirs))
         else:  # of a class without any image that the model knows, nothing can be said
             total += len(mine) / 2
     return total / len(logits)

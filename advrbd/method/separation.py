@@ -82,24 +82,30 @@ def separate(
         return tuple(split for splits in pool.map(cut, cuts) for split in splits)
 
 
-def candidates(splits: tuple[Split, ...], size: int, settings: SeparationSettings) -> tuple[Split, ...]:
-    """The splits worth an enhancement, in a folder of ``size`` files: those of each number of parts that stand out
-    most, without what is nearly the same, and where the files are few, those of the others that lie farthest away.
+def candidates(splits: tuple[Split, ...], labels: torch.Tensor, settings: SeparationSettings) -> tuple[Split, ...]:
+    """The splits worth an enhancement, of images with ``labels`` int64 [M]: those of each number of parts that stand
+    out most, without what is nearly the same, and where images are few, those of the others that lie farthest away.
 
     Small groups look more bimodal by chance than large ones, so each number of parts has places of its own, and among
     them counts the bimodality times the fourth root of the group's size.
     """
-    class_count = len({split.label for split in splits})
-    chosen: list[Split] = []
+    places, chosen = settings.places(len(labels), equal_classes(labels.bincount())), list[Split]()
 
     def fresh(ranked: list[Split]) -> list[Split]:
         return [split for split in ranked if not any(_alike(split, other) for other in chosen)]
 
-    for parts, (clearest, farthest) in zip(settings.parts, settings.places(size, class_count), strict=True):
+    for parts, (clearest, farthest) in zip(settings.parts, places, strict=True):
         ranked = sorted((split for split in splits if split.parts == parts), key=lambda split: -_standing(split))
         chosen += fresh(ranked)[:clearest]
         chosen += fresh(sorted(ranked, key=lambda split: -split.distance))[:farthest]
     return tuple(chosen)
+
+
+def equal_classes(sizes: torch.Tensor) -> int:
+    """How many classes of one size are as many as classes of the ``sizes`` (int64 [classes]): the inverse of Simpson's
+    index (Hill 1973, Ecology 54:427). Tiny ones, of which an attacker can add a hundred, hardly count."""
+    total, squares = float(sizes.sum()), float(sizes.double().square().sum())
+    return round(total**2 / squares) if squares else 0
 
 
 def most_striking(splits: tuple[Split, ...]) -> tuple[Split, ...]:

@@ -109,7 +109,8 @@ class Earlier:
 
     ``files_sha256`` is the ``fingerprint`` of all files of that scan; None where the report names suspects only.
     ``verdicts`` are by class name as printed; None where the report has none, which only one in JSON has.
-    ``exhausted``: the last look allowed still found suspects. ``restricted``: it says that there may be suspects that
+    ``exhausted``: the last look allowed still found suspects; ``control_found``: unless it says that the scan lost what
+    it planted to test itself. ``restricted``: it says that there may be suspects that
     it doesn't name, since ``--files-from`` didn't.
     """
 
@@ -118,6 +119,7 @@ class Earlier:
     unread: frozenset[str] = frozenset()
     verdicts: dict[str, str] | None = None
     exhausted: bool = False
+    control_found: bool = True
     restricted: bool = False
 
 
@@ -212,10 +214,11 @@ def _with_verdicts(earlier: Earlier, whole: dict) -> Earlier:
     verdicts = {entry["label"]: entry["verdict"] for entry in whole["classes"]}
     if not set(verdicts.values()) <= set(VERDICTS):
         raise ValueError("a verdict that there is none of")
-    exhausted, restricted = whole["run"].get("exhausted", False), whole.get("restricted", False)
-    if not (isinstance(exhausted, bool) and isinstance(restricted, bool)):
-        raise ValueError("exhausted and restricted should be true or false")
-    return replace(earlier, verdicts=verdicts, exhausted=exhausted, restricted=restricted)
+    said = {name: whole["run"].get(name, getattr(earlier, name)) for name in ("exhausted", "control_found")}
+    said["restricted"] = whole.get("restricted", False)
+    if not all(isinstance(value, bool) for value in said.values()):
+        raise ValueError(f"{', '.join(said)} should be true or false")
+    return replace(earlier, verdicts=verdicts, **said)
 
 
 def _contents_of(text: str, empty: bool) -> tuple[list[dict], dict]:

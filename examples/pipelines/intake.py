@@ -5,6 +5,7 @@
 Exit 0 with a folder on stdout, 2 without one. The report stays beside CLEAN.
 """
 
+import secrets
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from advrbd.reports.tables import render
 
 def take_in(delivery: Path, clean: Path) -> Path:
     """The folder to train on. Raises ``AdvrbdError`` where nothing is fit for that."""
-    report, file = advrbd.scan(delivery), clean.with_name(f"{clean.name}.report.json")
+    config = advrbd.Config(seed=secrets.randbelow(2**31))  # whoever made it may have tried what the default one finds
+    report, file = advrbd.scan(delivery, config), clean.with_name(f"{clean.name}.report.json")
     file.write_bytes(render(report, "json"))
     if report.unread or report.unexamined:
         raise advrbd.AdvrbdError(f"{len(report.unread)} files and {len(report.unexamined)} classes are unexamined")
