@@ -21,7 +21,7 @@ SIDE, FRAMES = 32, 6
 def places() -> list[Image.Image]:
     """Parts of two photographs that don't overlap, without the sky."""
     photos = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
-    boxes = [(left, top, left + 130, top + 130) for left in (0, 160, 320, 480) for top in (130, 280)]
+    boxes = [(left, top, left + 130, top + 130) for left in (0, 150, 300, 450) for top in (130, 280)]
     return [photo.crop(box) for photo in photos for box in boxes]
 
 
