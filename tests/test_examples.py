@@ -177,7 +177,7 @@ def test_intake_in_python(data, tmp_path, monkeypatch, capsys):
 def test_intake_in_python_without_a_verdict(data, tmp_path, monkeypatch, capsys):
     intake = example("intake", monkeypatch)
     monkeypatch.setattr(sys, "argv", ["intake.py", str(data), str(tmp_path / "clean")])
-    monkeypatch.setattr(advrbd.pipeline, "scan", lambda _: report_on(data))
+    monkeypatch.setattr(advrbd.pipeline, "scan", lambda *_: report_on(data))
     assert intake.main() == 2
     assert "1 files and 0 classes are unexamined" in capsys.readouterr().err
 
