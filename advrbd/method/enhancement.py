@@ -23,7 +23,7 @@ from advrbd.model.run import Run
 from advrbd.model.training import Targets
 
 UNSEEN = 3
-LARGEST = 0.25  # the share of a part that one scene may be and still not be cut
+LARGEST = 0.7  # the share of a part that one scene may be and still not be cut
 
 
 @dataclass(frozen=True)

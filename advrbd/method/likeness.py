@@ -5,36 +5,47 @@ all frames of a scene are learned together can it be told what carries over from
 """
 
 import torch
-from sklearn.cluster import DBSCAN
 from torch.nn import functional
 
 from advrbd.model.run import Run
 
 SIDE = 8
-SAME = 0.93
+SAME = 0.87
 MOST = 10_000
 CHUNK = 1024
+ROUNDS = 20
 
 
 def scenes(run: Run, examples: torch.Tensor) -> torch.Tensor:
-    """The scene, int64 [M] from 0 on, of each of the images ``examples`` (int64 [M]).
+    """The scene, int64 [M] in 0..M-1, of each of the images ``examples`` (int64 [M]).
 
-    Two images are of one scene where they, or one and the other's mirror image, correlate by more than ``SAME`` at
-    ``SIDE`` x ``SIDE`` pixels, and so are two that others link. A trigger hardly moves that. More than ``MOST`` images
-    are taken for scenes of their own: comparing them with each other would take too long.
+    Two images are of one scene where one, or its mirror image, correlates with the other by more than ``SAME`` at
+    ``SIDE`` x ``SIDE`` pixels, and so are two that others link. A trigger hardly moves that. Images without contrast
+    are like no other. More than ``MOST`` are taken for scenes of their own: to compare them all would take too long.
     """
-    if len(examples) > MOST:
-        return torch.arange(len(examples))
-    seen = torch.cat([_thumbnails(run, chunk) for chunk in examples.split(CHUNK)])
-    radius = (2 * (1 - SAME)) ** 0.5  # of vectors of length one
-    return torch.from_numpy(DBSCAN(eps=radius, min_samples=1).fit_predict(seen.flatten(1).numpy()))
+    scene = torch.arange(len(examples), device=run.device.device)
+    if not 0 < len(examples) <= MOST:
+        return scene.cpu()
+    small = [_thumbnails(run, chunk) for chunk in examples.split(CHUNK)]
+    seen = torch.cat([one.flatten(1) for one in small])
+    mirrored = torch.cat([one.flip(-1).flatten(1) for one in small])
+    for _ in range(ROUNDS):  # each takes the first scene that it is linked with, until none changes
+        first = [_first(chunk @ seen.T, chunk @ mirrored.T, scene) for chunk in seen.split(CHUNK)]
+        linked = torch.cat(first).minimum(scene)
+        linked = linked[linked]
+        if torch.equal(linked, scene):
+            break
+        scene = linked
+    return scene.cpu()
+
+
+def _first(likeness: torch.Tensor, mirrored: torch.Tensor, scene: torch.Tensor) -> torch.Tensor:
+    """The first scene, int64 [K], among those of the M images that each of K is like (float32 [K, M], -1..1)."""
+    return torch.where(likeness.maximum(mirrored) > SAME, scene, len(scene)).amin(dim=1)
 
 
 def _thumbnails(run: Run, examples: torch.Tensor) -> torch.Tensor:
-    """Small versions, float32 [M, 3, SIDE, SIDE] of mean 0 and length 1, all turned the same way round."""
-    small = functional.adaptive_avg_pool2d(run.pixels.batch(examples, run.device.device), SIDE).cpu()
+    """Small versions, float32 [K, 3, SIDE, SIDE], of mean 0 and length 1."""
+    small = functional.adaptive_avg_pool2d(run.pixels.batch(examples, run.device.device), SIDE)
     small = small - small.mean(dim=(1, 2, 3), keepdim=True)
-    small = functional.normalize(small.flatten(1), dim=1).view_as(small)
-    left, right = small[..., : SIDE // 2], small[..., SIDE // 2 :].flip(-1)
-    turned = (left - right).sum(dim=(1, 2, 3)) < 0
-    return torch.where(turned[:, None, None, None], small.flip(-1), small)
+    return functional.normalize(small.flatten(1), dim=1, eps=1e-3).view_as(small)

@@ -21,6 +21,7 @@ from advrbd.method.findings import Findings
 from advrbd.method.hearing import hear_newcomers, hear_suspects, is_acquitted
 from advrbd.method.held_out import Left, hear_held_out
 from advrbd.method.identification import Identification, for_groups, identify
+from advrbd.method.likeness import scenes
 from advrbd.method.partition import partition
 from advrbd.method.separation import Split, candidates, most_striking, separate
 from advrbd.method.warm_up import Learned, warm_up
@@ -28,6 +29,7 @@ from advrbd.model.inference import Predictions
 from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, VERDICTS
 
+FRAMES = 10  # suspects that show one scene, on average, from which on they may be frames and nothing worse
 LEARNED = 0.3  # of the way from guessing the largest class to perfection, on the training images
 
 
@@ -89,6 +91,7 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     for label in run.labels[examples].unique().tolist():
         findings.verdicts.setdefault(label, UNEXAMINED)  # too small or too uniform to be cut
     _admit_blindness(run, findings)
+    _tell_of_scenes(run, findings)
     return findings
 
 
@@ -173,6 +176,18 @@ def _admit_blindness(run: Run, findings: Findings) -> None:
     if findings.blind:
         for label, verdict in findings.verdicts.items():
             findings.verdicts[label] = UNEXAMINED if verdict == CLEAN else verdict
+
+
+def _tell_of_scenes(run: Run, findings: Findings) -> None:
+    """Say where the suspects of a class show few scenes. That is no excuse: one stamped photo may be there often."""
+    for label in run.labels[findings.suspects].unique().tolist():
+        suspects = (findings.suspects & (run.labels == label)).nonzero().flatten()
+        count = len(scenes(run, suspects).unique())
+        if len(suspects) >= FRAMES * count:
+            findings.evidence[label]["scenes"] = count
+            what = f"the {len(suspects)} suspects of class {run.class_name(label)!r} show {count} scenes only"
+            why = "models learn frames of a video, or copies of a photo, by heart, as they do a trigger"
+            _caution(run, findings, f"{what}: {why}; they may be no more than that")
 
 
 def _set_aside(

@@ -65,6 +65,12 @@ FIGURES = {  # key in the evidence: name, format, meaning
         "No trigger tells these, but they stand apart together, and their label is as false as that of the others: the "
         "trigger may hardly show in them, white on white. The two figures above are without them.",
     ),
+    "scenes": (
+        "Scenes that the suspects show",
+        "{:.0f}",
+        "Few for so many files: frames of a video, or copies of a photo. Models learn those by heart, as they do a "
+        "trigger, so they may be no more than that.",
+    ),
     "bimodality": (
         "Gap between the two kinds of image",
         "{:.1f}",
