@@ -23,6 +23,7 @@ from advrbd.model.run import Run
 from advrbd.model.training import Targets
 
 UNSEEN = 3
+FRAMES = 8  # images of one scene; fewer are merely alike, as digits are
 LARGEST = 0.7  # the share of a part that one scene may be and still not be cut
 
 
@@ -106,14 +107,14 @@ def _round(
 
 def _halves(scene: torch.Tensor, parts: tuple[torch.Tensor, ...], generator: torch.Generator) -> torch.Tensor:
     """Zeros and ones int64 [M] that cut each of the ``parts`` (bool [M]) in two at random, but no ``scene`` (int64
-    [M]): one half of its frames would be known from the other. Where one scene is much of a part, it is cut all the
-    same: copies of one stamped image are no less planted.
+    [M]): one half of its frames would be known from the other. Scenes are cut all the same where they aren't most of a
+    part, or one of them is nearly all of it: copies of one stamped image are no less planted.
     """
     half = torch.zeros_like(scene)
     for part in parts:
         where = part.nonzero().flatten()
         names, sizes = scene[where].unique(return_inverse=True, return_counts=True)[1:]
-        if len(where) and int(sizes.max()) > LARGEST * len(where):
+        if 2 * sizes[sizes >= FRAMES].sum() < len(where) or (sizes > LARGEST * len(where)).any():
             names, sizes = torch.arange(len(where)), torch.ones(len(where), dtype=torch.int64)
         order, sides, loads = torch.randperm(len(sizes), generator=generator), torch.zeros_like(sizes), [0, 0]
         for number in order[sizes[order].argsort(descending=True, stable=True)].tolist():  # the largest first
