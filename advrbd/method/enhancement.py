@@ -16,14 +16,13 @@ from dataclasses import dataclass
 import torch
 
 from advrbd.config import EnhancementSettings
-from advrbd.method.likeness import scenes
+from advrbd.method.likeness import FRAMES, scenes
 from advrbd.method.separation import Split
 from advrbd.model.factory import Network
 from advrbd.model.run import Run
 from advrbd.model.training import Targets
 
 UNSEEN = 3
-FRAMES = 8  # images of one scene; fewer are merely alike, as digits are
 LARGEST = 0.7  # the share of a part that one scene may be and still not be cut
 
 

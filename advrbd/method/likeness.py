@@ -14,6 +14,7 @@ SAME = 0.87
 MOST = 10_000
 CHUNK = 1024
 ROUNDS = 20
+FRAMES = 8  # images of one scene, from which on they may be frames; fewer are merely alike, as digits are
 
 
 def scenes(run: Run, examples: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from advrbd.method.findings import Findings
 from advrbd.method.hearing import hear_newcomers, hear_suspects, is_acquitted
 from advrbd.method.held_out import Left, hear_held_out
 from advrbd.method.identification import Identification, for_groups, identify
-from advrbd.method.likeness import scenes
+from advrbd.method.likeness import FRAMES, scenes
 from advrbd.method.partition import partition
 from advrbd.method.separation import Split, candidates, most_striking, separate
 from advrbd.method.warm_up import Learned, warm_up
@@ -29,7 +29,6 @@ from advrbd.model.inference import Predictions
 from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, VERDICTS
 
-FRAMES = 10  # suspects that show one scene, on average, from which on they may be frames and nothing worse
 LEARNED = 0.3  # of the way from guessing the largest class to perfection, on the training images
 
 
