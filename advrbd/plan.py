@@ -71,7 +71,7 @@ def make_plan(
     """The plan of a scan of ``index`` with a ``network`` as ``spec`` says. Trains that for a moment, and decodes a few
     of the files. Raises ``DatasetError`` where there is no room for the pixels, ``DeviceError`` where training takes
     more memory than the device has."""
-    statuses = Counter(file.status for file in index.files)
+    statuses = index.statuses
     count, pixels = statuses[OK], len(index.files) * spec.image_size**2 * 3
     tables = table_bytes(len(index.files), network, spec, config)
     held = memory.without(tables, len(index.files)).holds(pixels)

@@ -1,14 +1,13 @@
 """What every job does first: index the folder, choose device and model, decode each image once."""
 
 import os
-from collections import Counter
 from dataclasses import replace
 
 import torch
 
 from advrbd.config import Config
 from advrbd.data import duplicates, pixels, sources
-from advrbd.data.folder import OK, VANISHED, FolderIndex, check_every_class
+from advrbd.data.folder import OK, VANISHED, FolderIndex, check_every_class, lost_in_words
 from advrbd.errors import DatasetError
 from advrbd.events import Caution, Note, Notify, ignore
 from advrbd.memory import choose_memory, in_words
@@ -41,9 +40,7 @@ def prepare(
         notify(Caution(f"{len(index.files)} images take {what}, more than half of the memory that is free"))
     left = memory.without(tables, len(index.files))
     index, images = pixels.load(index, spec.image_size, notify, config.decoding, left)
-    if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
-        what = f"fewer than {MINIMUM_IMAGES} readable images, too few to train on"
-        raise DatasetError(f"{index.root} has {what}{_lost(index)}")
+    check_enough(index, "readable images")
     for message in duplicates.warnings_of(index):
         notify(Caution(message))
     generator = torch.Generator().manual_seed(config.seed)
@@ -71,8 +68,7 @@ def choose(
             notify(Note(line))
     device = choose_device(config.device)
     notify(Note(f"device: {device.reason}"))
-    if sum(file.status == OK for file in index.files) < MINIMUM_IMAGES:
-        raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} images, too few to train on{_lost(index)}")
+    check_enough(index)
     check_every_class(index)
     side = pixels.typical_side(index, config.decoding)
     name, arguments, size = choose_model(config.model, side, device, config.image_size, config.pretrained)
@@ -82,14 +78,15 @@ def choose(
     return index, spec, device, network
 
 
-def _lost(index: FolderIndex) -> str:
-    """What became of the files that aren't usable, for a message; empty where all are."""
-    counts = Counter(file.status for file in index.files if file.status != OK)
-    if not counts:
-        return ""
-    why = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    hint = "; paths in a table start from --root, with / between folders" if VANISHED in counts else ""
-    return f" ({why} of {len(index.files)} listed{hint})"
+def check_enough(index: FolderIndex, images: str = "images") -> None:
+    """Raise ``DatasetError``, which says what became of the others, where too few of the files can be used."""
+    statuses = index.statuses
+    if statuses[OK] >= MINIMUM_IMAGES:
+        return
+    hint = "; paths in a table start from --root, with / between folders" if VANISHED in statuses else ""
+    why = lost_in_words(statuses)
+    lost = f" ({why} of {len(index.files)} listed{hint})" if why else ""
+    raise DatasetError(f"{index.root} has fewer than {MINIMUM_IMAGES} {images}, too few to train on{lost}")
 
 
 def usable(index: FolderIndex) -> torch.Tensor:

@@ -19,9 +19,9 @@ def show(plan: "Plan", form: options.Format | None) -> None:
 
 
 def _lines(plan: "Plan") -> list[str]:
+    from advrbd.data.folder import lost_in_words
     from advrbd.memory import in_words
 
-    states = ", ".join(f"{count} {status}" for status, count in plan.statuses.items() if status != "ok")
     place = "in memory" if plan.pixels_place == "memory" else f"in a temporary file in {plan.pixels_place}"
     passes = ", ".join(f"{count:g} of {purpose}" for purpose, count in plan.passes.items())
     shown = f"up to {plan.groups} groups with about {plan.group_images} images of training each"
@@ -29,7 +29,7 @@ def _lines(plan: "Plan") -> list[str]:
     budget, peak = in_words(plan.memory_budget), in_words(plan.peak_memory)
     return [
         f"files: {plan.files} in {plan.classes} classes, {in_words(plan.file_bytes)}; "
-        f"{states or 'none known to be unusable'}",
+        f"{lost_in_words(plan.statuses) or 'none known to be unusable'}",
         f"one look: passes over the data: {passes}; {shown}",
         f"pixels: {in_words(plan.pixels)} {place}",
         f"memory: about {peak} at the peak; {in_words(plan.tables)} of it for rows and features (budget: {budget})",

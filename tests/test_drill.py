@@ -10,14 +10,16 @@ from functools import partial
 import pytest
 
 from advrbd.attacks import ATTACKS
+from advrbd.attacks import plant as planting
 from advrbd.benchmark import drill as drilling
 from advrbd.benchmark.drill import DID_NOT_TAKE, FALSE_ALARM, FOUND, LEFT_ALONE, MISSED, PARTLY_FOUND, Drilled, drill
 from advrbd.benchmark.drill_report import COLUMNS, meaning, passed, render
 from advrbd.benchmark.metrics import Detection
 from advrbd.config import Config
+from advrbd.data.files import read_image
 from advrbd.data.folder import OK, index
 from advrbd.errors import AdvrbdError, DatasetError, ModelError
-from advrbd.events import Caution
+from advrbd.events import Caution, Progress
 from advrbd.reports.report import FileResult, Report
 
 CPU = Config(device="cpu")
@@ -187,6 +189,19 @@ def test_a_failure_leaves_no_copy(digits_folder, tmp_path, monkeypatch):
     with pytest.raises(ModelError):
         next(drill(digits_folder, ["badnets"], CPU, work=tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("unfound")
+def test_an_image_is_checked_once_whatever_draws_it(digits_folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(planting, "read_image", lambda path, side: read.append(path) or read_image(path, side))
+    told = []
+    results = drill(digits_folder, ["badnets", "blend", "all-to-all"], CPU, poison_rate=0.2, notify=told.append)
+    assert len(set(read)) == len(read) > 60  # before the first attack is planted
+    checks = [event for event in told if isinstance(event, Progress) and "check" in event.stage]
+    assert sum(event.total for event in checks) == len(read)
+    assert [result.planted for result in results] == [60, 60, 60]
+    assert len(set(read)) == len(read)
 
 
 @pytest.mark.usefixtures("unfound")

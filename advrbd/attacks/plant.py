@@ -14,13 +14,14 @@ from PIL import Image
 from advrbd.attacks.base import CLEAN, Attack, Change, Stamp
 from advrbd.data.decoding import decode
 from advrbd.data.files import read_file, read_image
-from advrbd.data.folder import OK, FolderIndex, ImageFile
+from advrbd.data.folder import OK, FolderIndex, ImageFile, lost_in_words
 from advrbd.data.sources import index_class_folders
 from advrbd.errors import DatasetError
-from advrbd.events import Caution, Notify, ignore
+from advrbd.events import Caution, Notify, Progress, ignore
 from advrbd.reports.tables import csv_cell
 from advrbd.writing import Names, NewFolder, check_target_file, check_target_folder, in_class, printable, write_whole
 
+TELL_EVERY = 100  # images
 TRUTH_COLUMNS = ("path", "role", "label", "original_label", "original_path")
 
 
@@ -43,12 +44,14 @@ def plant(
     poison_rate: float = 0.05,
     seed: int = 0,
     notify: Notify = ignore,
+    known: dict[str, str] | None = None,
 ) -> tuple[PlantedFile, ...]:
     """Write ``root`` to the new folder ``out`` with ``poison_rate`` of its images poisoned, and ``out.truth.csv``.
 
     Clean files are copied byte for byte. Poisoned files keep their format, without loss where it knows how; they
     move to the folder of their new label (``target_label``, in most attacks). What can't be read, or was drawn and
-    can't be decoded, is left out, with a caution. Raises ``DatasetError`` or ``OutputError``; nothing is half-written.
+    can't be decoded, is left out, with a caution; ``known`` is that of ``draw_plan``. Raises ``DatasetError`` or
+    ``OutputError``; nothing is half-written.
     """
     out = Path(out)
     source = index_class_folders(root)
@@ -60,46 +63,51 @@ def plant(
     if not 0 < poison_rate < 1:
         raise DatasetError(f"a poison rate of {poison_rate:g} makes no sense; give a share between 0 and 1")
 
-    target, left_out = source.classes.index(target_label), Counter[str]()
-    files, plan, generator = draw_plan(source, attack, target, poison_rate, seed, left_out)
+    target, known = source.classes.index(target_label), {} if known is None else known
+    files, plan, generator = draw_plan(source, attack, target, poison_rate, seed, known, notify)
     if not plan:
         raise DatasetError(f"{attack.name} would poison no file; raise the poison rate")
     folder = NewFolder(out)
     with ExitStack() as undone:
         undone.push(folder.undo)
         with folder as temporary:
-            planted = _write_files(source, files, plan, temporary, generator, left_out)
+            planted = _write_files(source, files, plan, temporary, generator, known)
         write_whole(truth_path, _truth_csv(planted))
-    if left_out:
-        why = ", ".join(f"{count} {status}" for status, count in sorted(left_out.items()))
-        notify(Caution(f"{left_out.total()} files of {source.root} aren't in the copy: {why}"))
+    copied = {entry.original_path for entry in planted}
+    lost = Counter(known.get(file.path, file.status) for file in source.files if file.path not in copied)
+    if lost:
+        notify(Caution(f"{lost.total()} files of {source.root} aren't in the copy: {lost_in_words(lost)}"))
     return tuple(sorted(planted, key=lambda entry: entry.path))
 
 
 def draw_plan(
-    source: FolderIndex, attack: Attack, target: int, poison_rate: float, seed: int, left_out: Counter[str]
+    source: FolderIndex,
+    attack: Attack,
+    target: int,
+    poison_rate: float,
+    seed: int,
+    known: dict[str, str],
+    notify: Notify = ignore,
 ) -> tuple[list[ImageFile], list[Change], np.random.Generator]:
     """The files to copy, what ``attack`` does to them by their position, and the generator that draws on.
 
-    An image that is drawn and can't be decoded is left out, and all are drawn again; ``left_out`` counts what is, by
-    its status.
+    An image that is drawn and can't be decoded is left out, and all are drawn again. ``known`` has the status of each
+    image that was decoded, by its path: what it holds isn't decoded again, and what is decoded is added to it.
     """
     files = [file for file in source.files if file.status == OK]
-    left_out.update(file.status for file in source.files if file.status != OK)
-    decodable = set[str]()
     while True:
         labels, generator = np.array([file.label for file in files], dtype=np.int64), np.random.default_rng(seed)
-        plan, broken = attack.plan(labels, target, len(source.classes), poison_rate, generator), set[str]()
-        for path in {files[change.position].path for change in plan if change.stamp} - decodable:
-            pixels, status, _ = read_image(source.root / path, None)
-            if pixels is None:
-                broken.add(path)
-                left_out[status] += 1
-            else:
-                decodable.add(path)
+        plan = attack.plan(labels, target, len(source.classes), poison_rate, generator)
+        drawn = {files[change.position].path for change in plan if change.stamp}
+        new = sorted(drawn - known.keys())
+        for done, path in enumerate(new, 1):
+            _, known[path], _ = read_image(source.root / path, None)
+            if done % TELL_EVERY == 0 or done == len(new):
+                notify(Progress("check", done, len(new)))
+        broken = {path for path in drawn if known[path] != OK}
         if not broken:
             return files, plan, generator
-        files = [file for file in files if file.path not in broken]
+        files = [file for file in files if file.path not in broken]  # whatever else is known, so that draws don't vary
 
 
 def _write_files(
@@ -108,7 +116,7 @@ def _write_files(
     plan: list[Change],
     out: Path,
     generator: np.random.Generator,
-    left_out: Counter[str],
+    known: dict[str, str],
 ) -> list[PlantedFile]:
     """Write the copy of each of ``files`` below ``out``, changed as ``plan`` says."""
     changes = {change.position: change for change in plan}
@@ -117,7 +125,7 @@ def _write_files(
     for position, file in enumerate(files):
         data, status, _ = read_file(source.root / file.path)
         if data is None:
-            left_out[status] += 1
+            known[file.path] = status
             continue
         change, label = changes.get(position), source.class_name(file)
         path = file.path

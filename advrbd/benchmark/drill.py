@@ -10,7 +10,6 @@ first.
 
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from advrbd.events import Event, Note, Notify, Progress, ignore
 from advrbd.model.device import choose_device
 from advrbd.model.factory import Network, choose_model
 from advrbd.pipeline import scan, train_plainly
-from advrbd.preparation import MINIMUM_IMAGES
+from advrbd.preparation import check_enough
 
 TOOK = 0.5
 """The attack success rate from which on an attack took."""
@@ -100,7 +99,10 @@ class Drilled:
 
 @dataclass(frozen=True)
 class _Ground:
-    """What the attacks of a drill share: the files that can be copied, their labels, and the settings."""
+    """What the attacks of a drill share: the files that can be copied, their labels, and the settings.
+
+    ``known`` has the status of each image that was decoded for an attack, by its path, so that none is twice.
+    """
 
     source: FolderIndex
     files: tuple[ImageFile, ...]
@@ -109,6 +111,7 @@ class _Ground:
     poison_rate: float
     config: Config
     work: Path
+    known: dict[str, str] = field(default_factory=dict)
 
 
 def drill(
@@ -139,11 +142,11 @@ def drill(
     place = Path(tempfile.gettempdir() if work is None else work)
     _check_work_folder(place, Path(root))
     files = tuple(file for file in source.files if file.status == OK)
-    _check_trainable(source, files, config)
+    _check_trainable(source, config)
     labels = np.array([file.label for file in files])
     target = _target(source, labels, target_label)
     ground = _Ground(source, files, labels, target, poison_rate, config, place)
-    _check_plans(ground, attacks)
+    _check_plans(ground, attacks, notify)
     return (_drill_one(ground, name, _naming(name, notify)) for name in attacks)
 
 
@@ -152,7 +155,8 @@ def _drill_one(ground: _Ground, name: str, notify: Notify) -> Drilled:
     target_label = ground.source.classes[ground.target]
     with _copy_folder(ground.work) as temporary:
         copy = Path(temporary) / "copy"
-        planted = plant(ground.source.root, copy, attack, target_label, ground.poison_rate, config.seed, notify)
+        root, rate = ground.source.root, ground.poison_rate
+        planted = plant(root, copy, attack, target_label, rate, config.seed, notify, ground.known)
         role = {entry.path: entry.role for entry in planted}
         wrong = sum(entry.role == POISON or entry.label != entry.original_label for entry in planted)
         notify(Note(f"planted in {wrong} of {len(planted)} files"))
@@ -206,10 +210,9 @@ def _check_work_folder(work: Path, root: Path) -> None:
         raise OutputError(f"{work} lies inside {root}, which is never written to; work elsewhere with --work-dir")
 
 
-def _check_trainable(source: FolderIndex, files: tuple[ImageFile, ...], config: Config) -> None:
+def _check_trainable(source: FolderIndex, config: Config) -> None:
     """What a scan would refuse is refused now, not after a copy was made."""
-    if len(files) < MINIMUM_IMAGES:
-        raise DatasetError(f"{source.root} has fewer than {MINIMUM_IMAGES} images, too few to train the model on")
+    check_enough(source)
     check_every_class(source)
     side = typical_side(source, config.decoding)
     choose_model(config.model, side, choose_device(config.device), config.image_size, config.pretrained)
@@ -224,11 +227,12 @@ def _target(source: FolderIndex, labels: np.ndarray, target_label: str | None) -
     return source.classes.index(target_label)
 
 
-def _check_plans(ground: _Ground, attacks: Sequence[str]) -> None:
+def _check_plans(ground: _Ground, attacks: Sequence[str], notify: Notify) -> None:
     """Try what ``plant`` will draw, so that the fifth attack doesn't fail after hours of work on the other four."""
     for name in attacks:
-        attack, seed = ATTACKS[name](seed=ground.config.seed), ground.config.seed
-        files, plan, _ = draw_plan(ground.source, attack, ground.target, ground.poison_rate, seed, Counter())
+        attack, seed, rate = ATTACKS[name](seed=ground.config.seed), ground.config.seed, ground.poison_rate
+        tell = _naming(name, notify)
+        files, plan, _ = draw_plan(ground.source, attack, ground.target, rate, seed, ground.known, tell)
         drawn = replace(ground, files=tuple(files), labels=np.array([file.label for file in files]))
         _check_plan(drawn, attack, plan)
 

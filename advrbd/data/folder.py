@@ -7,7 +7,8 @@ follows no link out of the tree: the folder is the attacker's.
 
 import os
 import stat
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +78,11 @@ class FolderIndex:
         """What ``files.opened`` reads the files from."""
         return self.store or self.root
 
+    @property
+    def statuses(self) -> Counter[str]:
+        """How many files have which status, as far as is known."""
+        return Counter(file.status for file in self.files)
+
     def class_name(self, file: ImageFile) -> str:
         return self.classes[file.label]
 
@@ -103,6 +109,11 @@ def index(root: str | os.PathLike, split: str | None = None) -> FolderIndex:
     for label, name in enumerate(classes):
         _walk(root, real_root, name, label, files, ignored)
     return FolderIndex(root, classes, tuple(files), tuple(ignored))
+
+
+def lost_in_words(statuses: Mapping[str, int]) -> str:
+    """What a count of files by their status says of those that can't be used, as "2 unreadable"; empty without any."""
+    return ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()) if status != OK)
 
 
 def check_every_class(index: FolderIndex) -> None:
