@@ -72,7 +72,11 @@ def test_what_is_built_sees_the_border(name, size):
 
 @pytest.mark.parametrize(
     ("name", "size", "message"),
-    [("volo_d1_224", 224, "answers otherwise than by one layer"), ("sequencer2d_s", 35, "doesn't take 35-pixel")],
+    [
+        ("volo_d1_224", 224, "answers otherwise than by one layer"),
+        ("levit_128s", 224, "answers otherwise than by one layer"),  # one more layer, for distillation
+        ("sequencer2d_s", 35, "doesn't take 35-pixel"),
+    ],
 )
 def test_a_model_that_cant_be_used_as_it_is_is_refused(name, size, message):
     with pytest.raises(ModelError, match=message):

@@ -157,9 +157,12 @@ def _check_fits(network: Network, spec: ModelSpec, device: Device) -> None:
             f"{spec.name} looks at patches of {patch} pixels, so that of {spec.image_size} it would never see those at "
             f"the right and bottom border, where a trigger may be; use --image-size {whole}"
         )
+    otherwise = ModelError(f"{spec.name} answers otherwise than by one layer on top of its features; try another --model")
     probe = torch.linspace(0, 1, 6 * spec.image_size**2, device=device.device)
     probe = probe.view(2, 3, spec.image_size, spec.image_size)
     try:
+        if isinstance(network.backbone.get_classifier(), tuple | list | nn.ModuleList):
+            raise otherwise  # several of them, as for distillation
         with torch.no_grad():
             said, as_timm_says = network(probe), network.backbone((probe - network.mean) / network.std)
             same = torch.allclose(said, as_timm_says, rtol=1e-2, atol=1e-2)  # on a GPU, sums differ a little
@@ -172,7 +175,7 @@ def _check_fits(network: Network, spec: ModelSpec, device: Device) -> None:
     if said.shape != (2, spec.class_count):
         raise ModelError(f"{spec.name} is no image classifier: its output has the shape {tuple(said.shape)}")
     if not same:
-        raise ModelError(f"{spec.name} answers otherwise than by one layer on top of its features; try another --model")
+        raise otherwise
 
 
 def _patch_of(network: Network) -> int:
