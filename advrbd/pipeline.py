@@ -29,6 +29,7 @@ from advrbd.method.relearning import fine_tune, relabel, relearn
 from advrbd.model.device import repeatable
 from advrbd.model.factory import ModelSpec, Network
 from advrbd.model.run import Run
+from advrbd.model.saved import save_model
 from advrbd.output import (
     COPY,
     MANIFEST,
@@ -71,6 +72,10 @@ class Cleaned:
     spec: ModelSpec
     classes: tuple[str, ...]
     cautions: tuple[str, ...]
+
+    def save_model(self, path: str | os.PathLike) -> None:
+        """Write the clean model to ``path`` as safetensors, whole or not at all. Raises ``OutputError``."""
+        save_model(Path(path), self.network, self.spec, self.classes)
 
 
 def scan(

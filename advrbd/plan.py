@@ -37,8 +37,8 @@ class Plan:
     each image goes through the network in one look, by purpose; besides, up to ``groups`` groups get trainings that
     show ``group_images`` images each. ``pixels_place`` is the folder of their temporary file, or ``memory``.
     ``tables``: what is kept of the images besides their pixels. ``first_look_seconds`` is with the hearing of what it
-    leaves, which a scan that finds nothing ends with. ``peak_memory`` is that of the whole process; of a
-    temporary file, the system keeps in memory what it has room for.
+    leaves, which a scan that finds nothing ends with; ``clean_seconds`` is what ``clean`` adds. ``peak_memory`` is that
+    of the whole process; of a temporary file, the system keeps in memory what it has room for.
     """
 
     files: int
@@ -60,6 +60,7 @@ class Plan:
     decoding_seconds: float
     first_look_seconds: float
     other_look_seconds: float
+    clean_seconds: float
 
     def as_dict(self) -> dict:
         return {"schema": SCHEMA} | asdict(self)
@@ -105,6 +106,7 @@ def make_plan(
         decoding_seconds=round(decoding_seconds(index, spec.image_size, config.decoding), 1),
         first_look_seconds=round(look + 2 * group_images / speed + heard, 1),  # with the control, both of its halves
         other_look_seconds=round(look, 1),
+        clean_seconds=round(count * _cleaning_epochs(count, config) / speed, 1),
     )
 
 
@@ -136,6 +138,12 @@ def _passes(count: int, config: Config) -> dict[str, float]:
     """How often each of ``count`` images goes through the network in one look: trained on, scored, asked."""
     settings, partition = config.warm_up, config.partition
     return {"training": settings.length(count)[2], "scoring": partition.masks * (partition.steps + 2), "inference": 1}
+
+
+def _cleaning_epochs(count: int, config: Config) -> int:
+    """How often the clean model sees each of ``count`` images, with the relabelled ones once more."""
+    settings = config.relearning
+    return settings.clean.length(count)[2] + settings.fine_tuning.length(count)[2]
 
 
 def _work_of_scoring(config: Config) -> float:

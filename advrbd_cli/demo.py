@@ -39,7 +39,6 @@ def demo(
     from advrbd.benchmark.digits import digits, write_image_folder
     from advrbd.benchmark.metrics import detection
     from advrbd.config import Config
-    from advrbd.model.saved import save_model
     from advrbd.output import decisions_csv
     from advrbd.pipeline import clean as run_clean
     from advrbd.pipeline import scan as run_scan
@@ -64,7 +63,7 @@ def demo(
             )
             undefended = _undefended(folder / "poisoned", config, narrator)
         write_whole(folder / "clean-report.csv", decisions_csv(cleaned.report, cleaned.decisions))
-        save_model(folder / "clean.safetensors", cleaned.network, cleaned.spec, cleaned.classes)
+        cleaned.save_model(folder / "clean.safetensors")
     clean.summarise(cleaned, out / "clean", out / "clean-report.csv", out / "clean.safetensors")
     found = detection(report.files, {entry.path: entry.role for entry in truth})
     _compare(found, undefended, cleaned.network, attack, held_out, held_out_labels)

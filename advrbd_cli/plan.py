@@ -27,6 +27,7 @@ def _lines(plan: "Plan") -> list[str]:
     shown = f"up to {plan.groups} groups with about {plan.group_images} images of training each"
     look, more = _duration(plan.first_look_seconds), _duration(plan.other_look_seconds)
     budget, peak = in_words(plan.memory_budget), in_words(plan.peak_memory)
+    cleaning = _duration(plan.clean_seconds)
     return [
         f"files: {plan.files} in {plan.classes} classes, {in_words(plan.file_bytes)}; "
         f"{lost_in_words(plan.statuses) or 'none known to be unusable'}",
@@ -36,6 +37,7 @@ def _lines(plan: "Plan") -> list[str]:
         f"time: decoding about {_duration(plan.decoding_seconds)}, the first look about {look} "
         f"(at {plan.images_per_second:.0f} images/s of training)",
         f"a look that finds something may be followed by another, about {more} or more; at most {plan.looks} in all",
+        f"cleaning takes about {cleaning} more, for a model that is trained to convergence",
         "nothing was scanned, and nothing was written (--dry-run)",
     ]
 

@@ -155,6 +155,8 @@ def scan(
         taken = ["--report", str(target)] if _readable(form, target) and chosen is None else []
         taken += _options({"--split": split, "--root": root, "--baseline": baseline, "--ignore-file": ignore_file})
         taken += _options({"--max-pixels": max_pixels if max_pixels != options.MAX_PIXELS else None})
+        taken += _options({"--model": model if model != "auto" else None, "--image-size": image_size})
+        taken += _options({"--device": device if device != "auto" else None}) + ["--pretrained"] * pretrained
         taken += _options({"--config": config_file}) + ["--no-config"] * no_config
         console.say(f"next: {command('clean', data, *taken, '--out', 'CLEAN')}")
 

@@ -102,9 +102,9 @@ def choose_model(
         else:
             name = "resnet18"
     elif not timm.is_model(name):
-        close = timm.list_models(f"*{name}*")[:3]
-        hint = f"; close to it: {', '.join(close)}" if close else "; `python -m timm.list_models` lists them"
-        raise ModelError(f"timm knows no model {name!r}{hint}")
+        close = ", ".join(timm.list_models(f"*{name}*")[:3])
+        lists = "`python -c 'import timm; print(timm.list_models())'` lists them"
+        raise ModelError(f"timm knows no model {name!r}; {f'close to it: {close}' if close else lists}")
     if image_size is None:
         largest = 64 if device.device.type == "cpu" else _default_input(name)
         unit = _patch_side(name) if _resizable(name) and (pretrained or image_side > SMALL_IMAGE_SIDE) else 8
@@ -157,12 +157,12 @@ def _check_fits(network: Network, spec: ModelSpec, device: Device) -> None:
             f"{spec.name} looks at patches of {patch} pixels, so that of {spec.image_size} it would never see those at "
             f"the right and bottom border, where a trigger may be; use --image-size {whole}"
         )
-    otherwise = ModelError(f"{spec.name} answers otherwise than by one layer on top of its features; try another --model")
+    otherwise = f"{spec.name} answers otherwise than by one layer on top of its features; try another --model"
     probe = torch.linspace(0, 1, 6 * spec.image_size**2, device=device.device)
     probe = probe.view(2, 3, spec.image_size, spec.image_size)
     try:
         if isinstance(network.backbone.get_classifier(), tuple | list | nn.ModuleList):
-            raise otherwise  # several of them, as for distillation
+            raise ModelError(otherwise)  # several of them, as for distillation
         with torch.no_grad():
             said, as_timm_says = network(probe), network.backbone((probe - network.mean) / network.std)
             same = torch.allclose(said, as_timm_says, rtol=1e-2, atol=1e-2)  # on a GPU, sums differ a little
@@ -175,7 +175,7 @@ def _check_fits(network: Network, spec: ModelSpec, device: Device) -> None:
     if said.shape != (2, spec.class_count):
         raise ModelError(f"{spec.name} is no image classifier: its output has the shape {tuple(said.shape)}")
     if not same:
-        raise otherwise
+        raise ModelError(otherwise)
 
 
 def _patch_of(network: Network) -> int:

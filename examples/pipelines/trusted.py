@@ -9,9 +9,12 @@ from pathlib import Path
 
 
 def trusted_files(
-    root: Path, report: Path, relabel: bool = False, confidence: float = 0.7
+    root: Path, report: Path, relabel: bool = False, confidence: float = 0.75
 ) -> tuple[list[tuple[Path, str]], list[str]]:
     """The files and their classes, and all class names in the order of their indices. Nothing is copied.
+
+    It goes by files alone: look at the report's verdict first, since of a class that is suspicious, unexamined, or
+    poisoned without a suspect, all files pass.
 
     Left out are files that couldn't be read, names that hold escapes, and suspects, but for accepted ones. With
     ``relabel`` suspects stay whose suggested label is another one and has at least that ``confidence``. Only what was
