@@ -175,6 +175,28 @@ def test_another_scan_looks_at_the_result_as_it_will_be_written(run, findings, m
     assert looks == Config().looks
 
 
+@pytest.mark.parametrize(
+    "accepted, spared, trust, words",
+    [
+        ((0, 1), (), LIMITED, "suspects files in the result that were accepted, and no others"),
+        ((0, 1), (1,), NONE, "another scan still calls class 'bee' poisoned, without a file of it to accuse"),
+        ((0,), (), NONE, "another scan still finds 1 suspects in the result"),
+        ((0,), (1, 2), NONE, "another scan still calls classes 'bee', 'cat' poisoned"),
+    ],
+)
+def test_accepted_files_excuse_no_other_class(run, findings, monkeypatch, accepted, spared, trust, words):
+    again = Findings.nothing(len(run.labels))
+    again.verdicts = {0: POISONED} | {label: POISONED if label in spared else CLEAN for label in (1, 2)}
+    again.suspects[:2] = True
+    monkeypatch.setattr(gate, "find", lambda *_: again)
+    which, everything = torch.zeros(len(run.labels), dtype=torch.bool), torch.arange(len(run.labels))
+    which[list(accepted)] = True
+    result = Result(everything, everything, run.labels, which)
+    said = check(run, Oracle(), findings, result, Config(), rescan=True)
+    assert said.trust == trust
+    assert any(words in reason for reason in said.reasons)
+
+
 @pytest.mark.parametrize("verdict, trust", [(None, LIMITED), (CLEAN, GOOD), (SUSPICIOUS, LIMITED)])
 def test_a_scan_that_found_poison_but_not_its_own_test_is_trusted_no_further(
     run, findings, monkeypatch, verdict, trust

@@ -95,12 +95,11 @@ def _doubts_of_scan(run: Run, findings: Findings) -> list[str]:
     if not findings.told:
         doubts.append("the report doesn't say which classes could be examined; one in JSON does")
     verdicts = {label: findings.verdicts.get(label, UNEXAMINED) for label in range(run.class_count)}
-    labelled = run.labels[findings.suspects].unique().tolist()
     if unexamined := _named(run, [label for label in verdicts if verdicts[label] == UNEXAMINED]):
         doubts.append(f"a backdoor could not have been seen in {unexamined}")
     if suspicious := _named(run, [label for label in verdicts if verdicts[label] == SUSPICIOUS]):
         doubts.append(f"{suspicious} looked suspicious, but nothing was taken out of there for that")
-    if spared := _named(run, [label for label in verdicts if verdicts[label] == POISONED and label not in labelled]):
+    if spared := _spared(run, findings, run.labels):
         doubts.append(f"{spared} looked poisoned, but no file was taken out of there")
     if POISONED in verdicts.values() and not findings.control_found:
         doubts.append(UNTESTED)
@@ -129,15 +128,25 @@ def _look_again(run: Run, result: Result, config: Config, failures: list[str], d
     """The verdict of one more look, at the result; what it finds goes where it belongs."""
     again = find(replace(run, labels=result.labels), result.after, config)
     left = again.suspects if result.accepted is None else again.suspects & ~result.accepted
-    if again.verdict == POISONED and not left.any() and again.suspects.any():
-        doubts.append("another scan suspects files in the result that were accepted, and no others")
-    elif again.verdict == POISONED:
+    spared = _spared(run, again, result.labels)
+    if spared:
+        failures.append(f"another scan still calls {spared} poisoned, without a file of it to accuse")
+    if left.any():
         failures.append(f"another scan still finds {int(left.sum())} suspects in the result; clean that, too")
-    elif again.verdict != CLEAN:
-        doubts.append(f"another scan calls the result {again.verdict}")
-    else:  # such a verdict says that it found its own
+    elif again.verdict == POISONED and not spared:
+        doubts.append("another scan suspects files in the result that were accepted, and no others")
+    elif again.verdict == CLEAN:  # which says that it found its own test
         doubts[:] = [doubt for doubt in doubts if doubt != UNTESTED]
+    elif not spared:
+        doubts.append(f"another scan calls the result {again.verdict}")
     return again.verdict
+
+
+def _spared(run: Run, findings: Findings, labels: torch.Tensor) -> str:
+    """The classes, by ``labels`` int64 [N], that are called poisoned without a suspect, in words."""
+    accused = labels[findings.suspects].unique().tolist()
+    verdicts = findings.verdicts.items()
+    return _named(run, [label for label, verdict in verdicts if verdict == POISONED and label not in accused])
 
 
 def _named(run: Run, labels: list[int]) -> str:

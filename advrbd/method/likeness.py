@@ -4,7 +4,10 @@ Whoever learned one frame knows the others, as whoever learned a trigger knows e
 all frames of a scene are learned together can it be told what carries over from one half of a group to the other.
 """
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch.nn import functional
 
 from advrbd.model.run import Run
@@ -12,8 +15,7 @@ from advrbd.model.run import Run
 SIDE = 8
 SAME = 0.87
 MOST = 10_000
-CHUNK = 1024
-ROUNDS = 20
+CHUNK = 256
 FRAMES = 8  # images of one scene, from which on they may be frames; fewer are merely alike, as digits are
 
 
@@ -24,25 +26,20 @@ def scenes(run: Run, examples: torch.Tensor) -> torch.Tensor:
     ``SIDE`` x ``SIDE`` pixels, and so are two that others link. A trigger hardly moves that. Images without contrast
     are like no other. More than ``MOST`` are taken for scenes of their own: to compare them all would take too long.
     """
-    scene = torch.arange(len(examples), device=run.device.device)
-    if not 0 < len(examples) <= MOST:
-        return scene.cpu()
-    small = [_thumbnails(run, chunk) for chunk in examples.split(CHUNK)]
-    seen = torch.cat([one.flatten(1) for one in small])
-    mirrored = torch.cat([one.flip(-1).flatten(1) for one in small])
-    for _ in range(ROUNDS):  # each takes the first scene that it is linked with, until none changes
-        first = [_first(chunk @ seen.T, chunk @ mirrored.T, scene) for chunk in seen.split(CHUNK)]
-        linked = torch.cat(first).minimum(scene)
-        linked = linked[linked]
-        if torch.equal(linked, scene):
-            break
-        scene = linked
-    return scene.cpu()
-
-
-def _first(likeness: torch.Tensor, mirrored: torch.Tensor, scene: torch.Tensor) -> torch.Tensor:
-    """The first scene, int64 [K], among those of the M images that each of K is like (float32 [K, M], -1..1)."""
-    return torch.where(likeness.maximum(mirrored) > SAME, scene, len(scene)).amin(dim=1)
+    count = len(examples)
+    if not 0 < count <= MOST:
+        return torch.arange(count)
+    small = torch.cat([_thumbnails(run, chunk) for chunk in examples.split(CHUNK)])
+    seen, mirrored = small.flatten(1), small.flip(-1).flatten(1)
+    scene, every = np.arange(count), np.arange(count)
+    for start in range(0, count, CHUNK):  # all pairs at once may be a hundred million
+        likeness = (seen[start : start + CHUNK] @ torch.stack([seen, mirrored]).mT).amax(dim=0)
+        one, other = (likeness > SAME).nonzero().T.cpu().numpy()
+        first = np.unique(scene, return_index=True)[1][scene]
+        ends = np.concatenate([one + start, every]), np.concatenate([other, first])
+        links = coo_array((np.ones(len(ends[0]), dtype=bool), ends), shape=(count, count))
+        scene = connected_components(links, directed=False)[1]
+    return torch.from_numpy(scene).long()
 
 
 def _thumbnails(run: Run, examples: torch.Tensor) -> torch.Tensor:
