@@ -42,6 +42,12 @@ class DeviceError(AdvrbdError):
     """The device that was asked for isn't there, or has too little memory."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch had no memory left. It has a type of its own for that on a GPU only, and isn't imported here."""
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+
+
 class PeerLostError(DeviceError):
     """Another process of the same run ended, so its share of the work is missing."""
 

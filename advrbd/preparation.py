@@ -44,11 +44,11 @@ def prepare(
     for message in duplicates.warnings_of(index):
         notify(Caution(message))
     generator = torch.Generator().manual_seed(config.seed)
-    mean, std = images.statistics(usable(index), generator)
+    if not spec.pretrained:  # timm's weights want timm's own
+        mean, std = images.statistics(usable(index), generator)
+        spec = replace(spec, mean=mean, std=std)
     labels = torch.tensor([file.label for file in index.files])
-    return index, Run(
-        images.to(device.device), labels, replace(spec, mean=mean, std=std), device, generator, notify, index.classes
-    )
+    return index, Run(images.to(device.device), labels, spec, device, generator, notify, index.classes)
 
 
 def choose(
@@ -75,7 +75,7 @@ def choose(
     spec = ModelSpec(name, len(index.classes), size, arguments=arguments, pretrained=config.pretrained)
     network = build(spec, device, torch.Generator())  # a model that doesn't fit is an error now, not after decoding
     notify(Note(f"model: {explain_choice(config.model, spec, side, device)}"))
-    return index, spec, device, network
+    return index, network.spec, device, network
 
 
 def check_enough(index: FolderIndex, images: str = "images") -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from typer.exceptions import TyperException
 
-from advrbd.errors import AdvrbdError
+from advrbd.errors import AdvrbdError, is_out_of_memory
 from advrbd_cli import console
 
 CLEAN = 0
@@ -59,7 +59,7 @@ def _outcome(program: Callable[..., int | None]) -> int:
     except (MemoryError, OSError) as error:
         console.error(f"{type(error).__name__}: {error}")
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported here
+        if is_out_of_memory(error):
             console.error("the device ran out of memory; try a smaller --image-size or --model, or --device cpu")
             return FAILED
         if console.state.verbose:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -89,6 +90,37 @@ def test_the_stem_of_a_residual_net_keeps_small_images_and_halves_large_ones():
         network = build(ModelSpec("resnet18", 10, size), CPU, torch.Generator())
         shapes[size] = network.backbone.forward_features(torch.zeros(1, 3, size, size)).shape[-1]
     assert shapes == {32: 4, 128: 4}  # strides 8 and 32
+
+
+def test_pretrained_weights_fit_the_model_that_is_picked_for_a_cpu(monkeypatch):
+    name, arguments, size = choose_model("auto", 32, CPU, pretrained=True)
+    assert timm.get_pretrained_cfg(name).has_weights
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **how: create(*args, **how | {"pretrained": False}))
+    assert arguments == {}  # of another width, timm's weights would fit nothing
+    network = build(ModelSpec(name, 3, size, pretrained=True), CPU, torch.Generator().manual_seed(0))
+    imagenet = timm.get_pretrained_cfg(name).mean
+    assert network.spec.mean == imagenet  # and that is what the report states
+    assert torch.allclose(network.mean.flatten(), torch.tensor(imagenet))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError("no way to the hub\nand so on"), "fetch the weights of resnet18: no way to the hub; .* --pretrained"),
+        (
+            RuntimeError("size mismatch\n\tlayer 1\n\tlayer 2"),
+            "can't build resnet18 for 32-pixel images: size mismatch$",
+        ),
+    ],
+)
+def test_what_timm_says_of_weights_is_one_line(monkeypatch, error, message):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ModelError, match=message):
+        build(ModelSpec("resnet18", 3, 32, pretrained=True), CPU, torch.Generator())
 
 
 @pytest.mark.parametrize(("side", "expected"), [(8, 16), (28, 32), (32, 32), (64, 64), (500, 64)])

@@ -4,7 +4,7 @@ A network takes pixels in [0, 1]; normalisation is part of it, so a perturbation
 """
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import timm
@@ -16,7 +16,7 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from advrbd.errors import ModelError
+from advrbd.errors import ModelError, is_out_of_memory
 from advrbd.model.device import Device, out_of_memory
 
 # Dotted names in a timm model, and what comes there instead: pairs of numbers, and layers of torch.nn that have no more
@@ -58,8 +58,6 @@ class Network(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
         changes: Changes,
         spec: ModelSpec,
     ) -> None:
@@ -67,8 +65,8 @@ class Network(nn.Module):
         self.backbone = backbone
         self.changes = changes
         self.spec = spec
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         maps = self.backbone.forward_features((pixels - self.mean) / self.std)
@@ -90,7 +88,8 @@ def choose_model(
     """Which timm model to train on images of ``image_side`` pixels (their typical side) and at which size.
 
     Returns the model's name, the extra arguments of ``timm.create_model`` and the side of its input. ``auto`` takes
-    ResNet-18 on a GPU and a ResNet-10 half as wide behind a thin stem on a CPU, where ResNet-18 would take hours.
+    ResNet-18 on a GPU and a ResNet-10 half as wide behind a thin stem on a CPU, where ResNet-18 would take hours;
+    timm's own ResNet-10 where it is to be ``pretrained``, since no weights fit the narrow one.
     The patches of a transformer cover that side wholly; those of a small one, unless it is ``pretrained``, are smaller.
     Raises ``ModelError`` for a name that timm doesn't know.
     """
@@ -98,7 +97,7 @@ def choose_model(
     if name == "auto":
         if device.device.type == "cpu":
             name = "resnet10t"
-            arguments = {"stem_type": "deep", "stem_width": 8, "channels": (32, 64, 128, 256)}
+            arguments = {} if pretrained else {"stem_type": "deep", "stem_width": 8, "channels": (32, 64, 128, 256)}
         else:
             name = "resnet18"
     elif not timm.is_model(name):
@@ -125,7 +124,7 @@ def build(spec: ModelSpec, device: Device, generator: torch.Generator, fetch: bo
     """A fresh network on ``device``, its weights drawn from ``generator`` (or timm's, where ``spec.pretrained``).
 
     Without ``fetch`` timm's weights are left where they are: the same network, to be filled by the caller.
-    Raises ``ModelError`` when timm can't build the model at this size.
+    Raises ``ModelError`` when timm can't build the model at this size, or can't fetch its weights.
     """
     fetched = spec.pretrained and fetch
     with device.seeded(generator):
@@ -137,13 +136,16 @@ def build(spec: ModelSpec, device: Device, generator: torch.Generator, fetch: bo
             for name, value in changes.items():
                 owner, _, attribute = name.rpartition(".")
                 setattr(backbone.get_submodule(owner), attribute, value)
+        except OSError as error:
+            what = f"timm can't fetch the weights of {spec.name}: {_first_line(error)}"
+            raise ModelError(f"{what}; see to the network, or go without --pretrained") from error
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            raise ModelError(f"timm can't build {spec.name} for {spec.image_size}-pixel images: {error}") from error
-    mean, std = spec.mean, spec.std
+            what = f"timm can't build {spec.name} for {spec.image_size}-pixel images: {_first_line(error)}"
+            raise ModelError(what) from error
     if fetched:
         config = resolve_model_data_config(backbone)
-        mean, std = config["mean"], config["std"]
-    network = Network(backbone, mean, std, changes, spec).to(device.device).to(memory_format=torch.channels_last)
+        spec = replace(spec, mean=tuple(config["mean"]), std=tuple(config["std"]))
+    network = Network(backbone, changes, spec).to(device.device).to(memory_format=torch.channels_last)
     _check_fits(network.eval(), spec, device)
     return network
 
@@ -158,24 +160,29 @@ def _check_fits(network: Network, spec: ModelSpec, device: Device) -> None:
             f"the right and bottom border, where a trigger may be; use --image-size {whole}"
         )
     otherwise = f"{spec.name} answers otherwise than by one layer on top of its features; try another --model"
-    probe = torch.linspace(0, 1, 6 * spec.image_size**2, device=device.device)
-    probe = probe.view(2, 3, spec.image_size, spec.image_size)
     try:
+        probe = torch.linspace(0, 1, 6 * spec.image_size**2, device=device.device)
+        probe = probe.view(2, 3, spec.image_size, spec.image_size)
         if isinstance(network.backbone.get_classifier(), tuple | list | nn.ModuleList):
             raise ModelError(otherwise)  # several of them, as for distillation
         with torch.no_grad():
             said, as_timm_says = network(probe), network.backbone((probe - network.mean) / network.std)
             same = torch.allclose(said, as_timm_says, rtol=1e-2, atol=1e-2)  # on a GPU, sums differ a little
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(device, f"{spec.name} at {spec.image_size} px") from error
     except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError) as error:
-        why = str(error) or type(error).__name__
+        if is_out_of_memory(error):
+            raise out_of_memory(device, f"{spec.name} at {spec.image_size} px") from error
+        why = _first_line(error)
         what = f"{spec.name} doesn't take {spec.image_size}-pixel images: {why}; try another --image-size or --model"
         raise ModelError(what) from error
     if said.shape != (2, spec.class_count):
         raise ModelError(f"{spec.name} is no image classifier: its output has the shape {tuple(said.shape)}")
     if not same:
         raise ModelError(otherwise)
+
+
+def _first_line(error: Exception) -> str:
+    """What it says, without the list of layers that may follow."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _patch_of(network: Network) -> int:

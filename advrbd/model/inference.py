@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from advrbd.data.pixels import Pixels
-from advrbd.errors import DivergedError
+from advrbd.errors import DivergedError, is_out_of_memory
 from advrbd.model.device import Device, out_of_memory
 from advrbd.model.factory import Network
 from advrbd.model.helping import handed_out
@@ -57,7 +57,9 @@ class Batches:
             stop = min(start + self.size, count)
             try:
                 result = compute(*(tensor[start:stop] for tensor in tensors))
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if stop - start <= 1:
                     raise out_of_memory(self._device, "a single image") from error
                 self.size = (stop - start) // 2

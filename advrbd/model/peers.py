@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from advrbd.errors import DeviceError, PeerLostError
+from advrbd.errors import DeviceError, PeerLostError, is_out_of_memory
 
 # helpers wait while the leader decodes and clusters; where one ends, gloo says so, and with NCCL torchrun ends the rest
 PATIENCE = timedelta(days=7)
@@ -152,9 +152,9 @@ def joined() -> Iterator[Peers]:
 def _connected() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise PeerLostError("another process of this run ended; what it said may tell why") from error
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import torch
 
+from advrbd.errors import is_out_of_memory
+
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Trains on a batch, images float [B, 3, S, S] and labels int64 [B], and returns its loss, all on one device."""
 
@@ -55,8 +57,8 @@ class Recorded:
             # the outer context comes back to the stream from before even if the inner one, where it fails, doesn't
             with torch.cuda.stream(before), torch.cuda.graph(graph, stream=own, capture_error_mode="thread_local"):
                 self._loss = self._step(self._images, self._labels)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             return
         self._graph = graph

@@ -16,7 +16,7 @@ from torch.nn import functional
 from advrbd.config import TrainingSettings
 from advrbd.data.augment import augment
 from advrbd.data.pixels import Pixels
-from advrbd.errors import DeviceError, DivergedError, ModelError
+from advrbd.errors import DeviceError, DivergedError, ModelError, is_out_of_memory
 from advrbd.events import Notify, Progress, ignore
 from advrbd.model.batch_norm import shared_batch_norm
 from advrbd.model.device import Device, out_of_memory
@@ -91,7 +91,9 @@ def train(
             order = examples[torch.randperm(len(examples), generator=generator)][:images_per_epoch]
             try:
                 mean_loss = float(torch.stack([step(indices) for indices in order.split(batch_size)]).mean())
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 what = f"training on {batch_size} images of {pixels.size} px at once"
                 raise out_of_memory(device, what) from error
             if not math.isfinite(mean_loss):
