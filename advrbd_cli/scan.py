@@ -141,11 +141,11 @@ def scan(
     rendered = render(report, form.value, all_files)
     if target is not None:
         write_whole(target, rendered)
+    named_by = _options({"--split": split, "--root": root, "--max-pixels": _unless(max_pixels, options.MAX_PIXELS)})
     try:
         if html is not None:
             from advrbd.reports.html import render_html
 
-            named_by = _options({"--split": split, "--root": root})
             write_whole(html, render_html(report, data, max_pixels, place(data, split, root), named_by))
     finally:  # a page that can't be written takes no report away
         if target is None:
@@ -153,10 +153,9 @@ def scan(
     summarise(report, target, html)
     if report.open_suspects:
         taken = ["--report", str(target)] if _readable(form, target) and chosen is None else []
-        taken += _options({"--split": split, "--root": root, "--baseline": baseline, "--ignore-file": ignore_file})
-        taken += _options({"--max-pixels": max_pixels if max_pixels != options.MAX_PIXELS else None})
-        taken += _options({"--model": model if model != "auto" else None, "--image-size": image_size})
-        taken += _options({"--device": device if device != "auto" else None}) + ["--pretrained"] * pretrained
+        taken += named_by + _options({"--baseline": baseline, "--ignore-file": ignore_file})
+        taken += _options({"--model": _unless(model, "auto"), "--image-size": image_size, "--seed": seed})
+        taken += ["--pretrained"] * pretrained + _options({"--device": _unless(device, "auto")})
         taken += _options({"--config": config_file}) + ["--no-config"] * no_config
         console.say(f"next: {command('clean', data, *taken, '--out', 'CLEAN')}")
 
@@ -198,6 +197,11 @@ def _acceptance(report: "Report") -> str:
     count = len(report.suspects) - len(report.open_suspects)
     names = ", ".join(dict.fromkeys(report.accepted.values()))
     return f", {count} of them accepted ({names})" if count else ""
+
+
+def _unless(value: Any, default: Any) -> Any:
+    """The value, but None where it is the default."""
+    return None if value == default else value
 
 
 def _options(given: dict[str, Any]) -> list[str]:

@@ -287,6 +287,11 @@ def test_a_page_that_cant_be_written_takes_no_report_away(monkeypatch, tmp_path,
         (("--max-pixels", "5000"), "advrbd clean data --report r.json --max-pixels 5000 --out CLEAN"),
         (("--config", "my.toml"), "advrbd clean data --report r.json --config my.toml --out CLEAN"),
         (("--split", "train"), "advrbd clean data --report r.json --split train --out CLEAN"),
+        (
+            ("--model", "resnet18", "--image-size", "48", "--seed", "3", "--pretrained", "--device", "cpu"),
+            "advrbd clean data --report r.json --model resnet18 --image-size 48 --seed 3 --pretrained --device cpu "
+            "--out CLEAN",
+        ),
     ],
 )
 def test_the_next_command_has_what_the_scan_had(options, command, monkeypatch, tmp_path, capfd):

@@ -226,3 +226,5 @@ def test_plans_that_are_no_test_are_refused_before_any_work(digits_folder, tmp_p
         drill(digits_folder, ["badnets"], CPU, poison_rate=1.0)
     with pytest.raises(AdvrbdError, match="unknown attack 'magic'"):
         drill(digits_folder, ["badnets", "magic"], CPU)
+    with pytest.raises(ModelError, match="answers otherwise than by one layer"):
+        drill(digits_folder, ["badnets"], replace(CPU, model="levit_128s"))

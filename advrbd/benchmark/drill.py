@@ -23,15 +23,13 @@ from advrbd.attacks.plant import PlantedFile, draw_plan, plant
 from advrbd.benchmark.metrics import Detection, accuracy, detection
 from advrbd.config import Config
 from advrbd.data.files import read_image
-from advrbd.data.folder import OK, FolderIndex, ImageFile, check_every_class
-from advrbd.data.pixels import typical_side
+from advrbd.data.folder import OK, FolderIndex, ImageFile
 from advrbd.data.sources import index_class_folders
 from advrbd.errors import AdvrbdError, DatasetError, OutputError
 from advrbd.events import Event, Note, Notify, Progress, ignore
-from advrbd.model.device import choose_device
-from advrbd.model.factory import Network, choose_model
+from advrbd.model.factory import Network
 from advrbd.pipeline import scan, train_plainly
-from advrbd.preparation import check_enough
+from advrbd.preparation import choose
 
 TOOK = 0.5
 """The attack success rate from which on an attack took."""
@@ -142,7 +140,7 @@ def drill(
     place = Path(tempfile.gettempdir() if work is None else work)
     _check_work_folder(place, Path(root))
     files = tuple(file for file in source.files if file.status == OK)
-    _check_trainable(source, config)
+    choose(root, config, split)  # what a scan would refuse is refused now, not after a copy was made
     labels = np.array([file.label for file in files])
     target = _target(source, labels, target_label)
     ground = _Ground(source, files, labels, target, poison_rate, config, place)
@@ -208,14 +206,6 @@ def _check_work_folder(work: Path, root: Path) -> None:
         raise OutputError(f"no such folder to work in: {work}")
     if work.resolve().is_relative_to(root.resolve()):
         raise OutputError(f"{work} lies inside {root}, which is never written to; work elsewhere with --work-dir")
-
-
-def _check_trainable(source: FolderIndex, config: Config) -> None:
-    """What a scan would refuse is refused now, not after a copy was made."""
-    check_enough(source)
-    check_every_class(source)
-    side = typical_side(source, config.decoding)
-    choose_model(config.model, side, choose_device(config.device), config.image_size, config.pretrained)
 
 
 def _target(source: FolderIndex, labels: np.ndarray, target_label: str | None) -> int:

@@ -22,7 +22,6 @@ METADATA = "metadata"
 TABLE = "table"
 ZIP = "zip"
 TAR = "tar"
-LAYOUTS = (FOLDER, METADATA, TABLE, ZIP, TAR)
 SHOWN = 4  # endings of ignored files
 
 
