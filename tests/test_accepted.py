@@ -186,9 +186,24 @@ def test_classes_with_odd_names_can_be_accepted(tmp_path, name):
         assert [file.label for file in accept(report, read_ignore_file(tmp_path / "raw")).open_suspects] == ["dog"]
 
 
-def test_a_baseline_whose_paths_name_no_class_is_refused(scan):
-    Path("old.csv").write_bytes(render(FOUND, "csv").replace(b"./cat/1.png", b"./1.png"))
-    assert_refused(scan("--baseline", "old.csv"), "'1.png' lies in no class folder")
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl"])
+@pytest.mark.parametrize("label", ["cat", "-1", "'-1"])
+def test_a_baseline_accepts_by_the_label_where_a_table_gives_it(tmp_path, form, label):
+    first, second = (replace(file, path=Path(file.path).name, label=label) for file in FOUND.files[:2])
+    (tmp_path / "old").write_bytes(render(Report((first, replace(second, path="images/2.png")), ()), form))
+    accepted = read_baseline(tmp_path / "old")
+    assert accepted == {(FIRST, label): "old", (SECOND, label): "old"}
+    others = [replace(second, path="images/2.png", label=other) for other in ("images", f"'{label}", label[1:])]
+    assert accept(Report((first, *others), ()), accepted).open_suspects == tuple(others)
+
+
+def test_a_report_on_a_table_is_its_own_baseline(scan, place):
+    (place / "data" / "images").mkdir()
+    (place / "data" / "images" / "1.png").write_bytes(b"x")
+    labelled = replace(FOUND, files=(replace(FOUND.files[0], path="images/1.png"),))
+    Path("old.csv").write_bytes(render(labelled, "csv"))
+    done = scan("--baseline", "old.csv", report=labelled)
+    assert (done.code, [entry["path"] for entry in done.report["accepted"]]) == (0, ["./images/1.png"])
 
 
 def test_the_csv_columns_stay_as_they_are():
@@ -314,7 +329,8 @@ def test_clean_refuses_a_report_on_some_of_the_files(place, monkeypatch, capfd, 
     assert sorted(path.name for path in (place / "work").iterdir()) == ["part.json"]
     Path("whole.json").write_bytes(render(FOUND, "json"))
     earlier = read_report("whole.json")
-    assert (earlier.suspects, earlier.restricted) == ({"cat/1.png": FIRST, "cat/2.png": SECOND}, False)
+    assert earlier.suspects == {"cat/1.png": (FIRST, "cat"), "cat/2.png": (SECOND, "cat")}
+    assert not earlier.restricted
     assert earlier.files_sha256 == fingerprint(FOUND.files)
 
 

@@ -94,7 +94,7 @@ def from_report(index: FolderIndex, earlier: Earlier) -> Findings:
     positions = {printable(file.path): position for position, file in enumerate(index.files)}
     findings = Findings.nothing(len(index.files))
     findings.score.fill_(torch.nan)  # the report has them
-    for path, sha256 in earlier.suspects.items():
+    for path, (sha256, _) in earlier.suspects.items():
         shown = escaped(path)[:100]
         if path not in positions:
             raise ReportError(f"the report names {shown!r}, which isn't in {index.root}; scan the folder again")

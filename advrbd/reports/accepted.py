@@ -1,6 +1,6 @@
 """Suspects that somebody looked at and accepted: those of an earlier report, or of an ignore file.
 
-What counts are the SHA-256 and the class: an accepted file may be renamed within its class folder. It is a suspect
+What counts are the SHA-256 and the class: an accepted file may be renamed within its class. It is a suspect
 again as soon as one of its bytes changes, and so is a copy of it in another class, where its label is another.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from advrbd.errors import ReportError, SettingsError
+from advrbd.errors import SettingsError
 from advrbd.reading import read_regular
 from advrbd.reports.report import Report
 from advrbd.reports.tables import read_suspects
@@ -25,22 +25,17 @@ PATH = re.compile(r"(?:\./)?(?!\.\.?/)([^/]+)/.+")  # the first component is the
 def read_baseline(path: str | os.PathLike) -> dict[tuple[str, str], str]:
     """The SHA-256 and the class of the suspects of an earlier report, to the report's name.
 
-    Raises ``ReportError`` when the file is no report of advrbd, or a suspect's path names no class folder.
+    The class is the label in the row, wherever the file lies. Raises ``ReportError`` when this is no report of advrbd.
     """
-    accepted = {}
-    for suspect, sha256 in read_suspects(path).items():
-        if (label := _class_of(suspect)) is None:
-            raise ReportError(f"{path}: {escaped(suspect)[:100]!r} lies in no class folder, so nothing is accepted")
-        accepted[sha256, label] = printable(Path(path).name)
-    return accepted
+    return dict.fromkeys(read_suspects(path).values(), printable(Path(path).name))
 
 
 def read_ignore_file(path: str | os.PathLike) -> dict[tuple[str, str], str]:
     """The SHA-256 and the class of the lines of an ignore file, as the HTML page saves one, to the file's name.
 
-    A line is a SHA-256 in hex, white space, and the file's path in the scanned folder: its first component is the
-    class, the rest is for people. Empty lines and lines that start with ``#`` are skipped. Raises ``SettingsError``
-    for any other line, and when the file can't be read.
+    A line is a SHA-256 in hex, white space, and the file's path in the scanned folder, with its label and a slash in
+    front where a table gives that: the first component is the class, the rest is for people. Empty lines and lines that
+    start with ``#`` are skipped. Raises ``SettingsError`` for any other line, and when the file can't be read.
     """
     try:
         lines = read_regular(path).decode("utf-8-sig", "surrogateescape").split("\n")

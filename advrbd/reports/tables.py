@@ -26,6 +26,7 @@ FLAGS = {"true": True, "false": False}  # in any case: spreadsheets write TRUE
 FORMATS = ("csv", "json", "jsonl", "table")
 MAX_REPORT_BYTES = 2 * 2**30  # several million files
 SHA256 = re.compile("[0-9a-f]{64}")
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet runs, and what looks like one that was kept from it
 
 
 def render(report: Report, form: str, all_files: bool = False) -> bytes:
@@ -75,7 +76,8 @@ def row(file: FileResult) -> dict:
 def csv_cell(value: object) -> str:
     """A value as CSV text: fixed four decimals, true/false, nothing for None.
 
-    Class names come from the folder too: one that a spreadsheet would take for a formula gets a leading apostrophe.
+    Class names come from the folder too: one that a spreadsheet would take for a formula gets a leading apostrophe, and
+    so does one that looks as if it had got it: no two names are alike (``_of_cell``).
     """
     if value is None:
         return ""
@@ -84,7 +86,12 @@ def csv_cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     text = str(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def _of_cell(text: str) -> str:
+    """The text that ``csv_cell`` made a cell of."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
 
 
 def _csv(rows: list[dict]) -> bytes:
@@ -104,8 +111,8 @@ def _text(rows: list[dict]) -> bytes:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier report says: its ``suspects``, from path as printed, without ``./``, to SHA-256 in hex, and the
-    paths of files that were ``unread``.
+    """What an earlier report says: its ``suspects``, from path as printed, without ``./``, to SHA-256 in hex and label
+    as printed, and the paths of files that were ``unread``.
 
     ``files_sha256`` is the ``fingerprint`` of all files of that scan; None where the report names suspects only.
     ``verdicts`` are by class name as printed; None where the report has none, which only one in JSON has.
@@ -114,7 +121,7 @@ class Earlier:
     it doesn't name, since ``--files-from`` didn't.
     """
 
-    suspects: dict[str, str]
+    suspects: dict[str, tuple[str, str]]
     files_sha256: str | None = None
     unread: frozenset[str] = frozenset()
     verdicts: dict[str, str] | None = None
@@ -135,17 +142,16 @@ def fingerprint_of(index: FolderIndex) -> str:
 
 
 def _fingerprint(rows: Iterable[tuple[str, str, str]]) -> str:
-    """Over a line for each path, label and hash, as sha256sum writes them. Labels are as in a CSV, and in the line only
-    where the path doesn't begin with it; neither can hold a tab."""
-    as_in_csv = ((path, csv_cell(label), sha256) for path, label, sha256 in rows)
+    """Over a line for each path, label and hash, as sha256sum writes them. The label is in the line only where the path
+    doesn't begin with it; neither can hold a tab."""
     lines = sorted(
         f"{sha256}  ./{path}\n" if path.startswith(f"{label}/") else f"{sha256}  ./{path}\t{label}\n"
-        for path, label, sha256 in as_in_csv
+        for path, label, sha256 in rows
     )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read_suspects(path: str | os.PathLike) -> dict[str, str]:
+def read_suspects(path: str | os.PathLike) -> dict[str, tuple[str, str]]:
     """The suspects that a report names, as ``read_report`` gives them, but of a restricted one, too."""
     return _read(path).suspects
 
@@ -190,18 +196,20 @@ def _as_earlier(rows: list[dict], stated: str | None) -> Earlier:
     """The rows of a report, checked, and the fingerprint that it states, or that its rows have if they name all."""
     files, suspects, unread, names_all = {}, {}, set(), False
     for entry in rows:
-        path, sha256, suspect = entry["path"], entry["sha256"], FLAGS[str(entry["suspect"]).lower()]
-        name = path.removeprefix("./")
+        path, label, sha256 = entry["path"], entry["label"], entry["sha256"]
+        name, suspect = path.removeprefix("./"), FLAGS[str(entry["suspect"]).lower()]
+        if not isinstance(label, str):
+            raise ValueError(f"{escaped(path)[:100]} has no label")
         if name in files:
             raise ValueError(f"{escaped(path)[:100]} is named twice")
-        files[name] = entry["label"], sha256
+        files[name] = label, sha256
         if entry["status"] != OK:
             unread.add(name)
         names_all |= not suspect and entry["status"] == OK  # without --all-files such a file has no row
         if suspect and entry["status"] == OK:
             if not SHA256.fullmatch(sha256):
                 raise ValueError(f"{escaped(path)[:100]} has no SHA-256")
-            suspects[name] = sha256
+            suspects[name] = sha256, label
     if stated is None and names_all:
         stated = _fingerprint((name, label, sha256) for name, (label, sha256) in files.items())
     return Earlier(suspects, stated, frozenset(unread))
@@ -235,7 +243,7 @@ def _contents_of(text: str, empty: bool) -> tuple[list[dict], dict]:
         rows = list(reader)
         if any(None in entry or None in entry.values() for entry in rows):
             raise ValueError("a row with other columns than the header")
-        return rows, {}
+        return [entry | {"label": _of_cell(entry["label"])} for entry in rows], {}
     first, _, rest = text.partition("\n")
     if first.endswith("}") and "schema" not in _json(first):
         return [_json(line) for line in (first, *rest.splitlines())], {}
