@@ -101,7 +101,7 @@ def scan(
     else.
     """
     config = config or Config()
-    _check_work_dir(work_dir, sources.territory(Path(path), root))
+    _check_work_dir(work_dir, {"the input": sources.territory(Path(path), root)})
     index, run = prepare(path, config, split, notify, root, memory_budget, work_dir)
     started = time.perf_counter()
     with repeatable(run.device), _steps(work_dir, resume, index, run, config) as run:
@@ -154,7 +154,8 @@ def clean(
         raise OutputError(f"{path} is an archive, so there are no files to link to; use --link-mode copy")
     territory = sources.territory(Path(path), root)
     out, quarantine = _targets(territory, Path(out), quarantine, action)
-    _check_work_dir(work_dir, territory, out, quarantine)
+    aside = {"the quarantine": quarantine} if action == "quarantine" else {}
+    _check_work_dir(work_dir, {"the input": territory, "the output": out, **aside})
     known = None if report is None else read_report(report)
     if known is not None and known.files_sha256 is None:
         notify(Caution(SUSPECTS_ONLY))
@@ -206,16 +207,16 @@ def plan_scan(
     """What ``scan`` with the same arguments is going to take; writes nothing, and raises what that would raise before
     it decodes anything."""
     config, memory = config or Config(), choose_memory(memory_budget, work_dir)
-    _check_work_dir(work_dir, sources.territory(Path(path), root))
+    _check_work_dir(work_dir, {"the input": sources.territory(Path(path), root)})
     index, spec, device, network = choose(path, config, split, notify, root)
     return make_plan(index, network, spec, device, config, memory)
 
 
-def _check_work_dir(work_dir: str | os.PathLike | None, *others: Path) -> None:
-    """Refuse one that can't be used, or overlaps the ``others``, before anything is decoded."""
+def _check_work_dir(work_dir: str | os.PathLike | None, others: Mapping[str, Path]) -> None:
+    """Refuse one that can't be used, or overlaps one of the ``others``, by what they are, before decoding."""
     if work_dir is not None:
-        for other in others:
-            check_apart(Path(work_dir), other)
+        for what, other in others.items():
+            check_apart(Path(work_dir), other, what)
         check_usable(Path(work_dir))
 
 
@@ -226,7 +227,7 @@ def _targets(path: Path, out: Path, quarantine: str | os.PathLike | None, action
     quarantine = Path(quarantine or f"{out}-quarantine")
     if action == "quarantine":
         check_target_folder(quarantine, path)
-        check_target_folder(quarantine, out)
+        check_target_folder(quarantine, out, "the output")
     return out, quarantine
 
 

@@ -55,9 +55,9 @@ def write_together(files: Mapping[Path, bytes]) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def check_target_file(path: Path, source: Path, option: str) -> None:
+def check_target_file(path: Path, source: Path, option: str, what: str = "the scanned folder") -> None:
     """Refuse a file to be written, which ``option`` names, that is a folder or a device, has no folder to lie in, or
-    lies inside the input."""
+    lies inside ``source``; ``what`` says what that is."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file")
     is_stream = path.is_symlink() and path.absolute().parts[1:2] in (("dev",), ("proc",))  # /dev/stdout
@@ -66,21 +66,20 @@ def check_target_file(path: Path, source: Path, option: str) -> None:
     _check_parent(Path(os.path.realpath(path)) if path.is_symlink() else path)
     if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
         raise OutputError(
-            f"{path} lies inside the scanned folder {source}, which is never written to; name a place outside of it "
-            f"with {option}"
+            f"{path} lies inside {what} {source}, which is never written to; name a place outside of it with {option}"
         )
 
 
-def check_apart(path: Path, source: Path) -> None:
-    """Refuse a folder to be written that holds or lies inside the input."""
-    real, real_source = path.resolve(), source.resolve()
-    if real == real_source or real.is_relative_to(real_source) or real_source.is_relative_to(real):
-        raise OutputError(f"{path} overlaps the input {source}; choose a folder outside it")
+def check_apart(path: Path, other: Path, what: str = "the input") -> None:
+    """Refuse a folder to be written that holds or lies inside ``other``; ``what`` says what that is."""
+    real, real_other = path.resolve(), other.resolve()
+    if real == real_other or real.is_relative_to(real_other) or real_other.is_relative_to(real):
+        raise OutputError(f"{path} overlaps {what} {other}; choose a folder outside it")
 
 
-def check_target_folder(path: Path, source: Path) -> None:
-    """Refuse a folder to be written that isn't empty, or that holds or lies inside the input."""
-    check_apart(path, source)
+def check_target_folder(path: Path, other: Path, what: str = "the input") -> None:
+    """Refuse a folder to be written that isn't empty, or that ``check_apart`` refuses."""
+    check_apart(path, other, what)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise OutputError(f"{path} exists and is no folder; choose another name")
     if path.is_dir() and any(path.iterdir()):

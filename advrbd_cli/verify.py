@@ -100,4 +100,4 @@ def _check_before_work(output: str | None, form: Format | None, clean: Path) -> 
     if output is None and form is not None:
         raise OutputError("--format says how to write a report, but none was asked for; add --output FILE, or -o -")
     if output not in (None, "-") and clean.exists():
-        check_target_file(Path(output), clean, "--output")
+        check_target_file(Path(output), clean, "--output", "the cleaned folder")

@@ -228,9 +228,17 @@ def test_a_file_that_went_away_since_the_scan_stops_everything(data):
     assert list(data.parent.iterdir()) == [data]
 
 
-@pytest.mark.parametrize("aside", ["out", "data/aside", "data", "missing/aside"])
-def test_a_quarantine_that_overlaps_is_refused_before_any_work(data, aside):
-    with pytest.raises(OutputError):  # and not the DatasetError that comes later: too few images
+@pytest.mark.parametrize(
+    ("aside", "message"),
+    [
+        ("out", "overlaps the output"),
+        ("data/aside", "overlaps the input"),
+        ("data", "overlaps the input"),
+        ("missing/aside", "doesn't exist"),
+    ],
+)
+def test_a_quarantine_that_overlaps_is_refused_before_any_work(data, aside, message):
+    with pytest.raises(OutputError, match=message):  # and not the DatasetError that comes later: too few images
         advrbd.clean(data, data.parent / "out", action="quarantine", quarantine=data.parent / aside)
     assert list(data.parent.iterdir()) == [data]
 

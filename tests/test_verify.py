@@ -430,6 +430,14 @@ def test_exit_codes_and_streams_without_torch(out, harm, code, snapshot):
     assert snapshot(out.parent) == before
 
 
+def test_a_report_in_the_folder_is_refused_and_called_what_it_is(out, snapshot):
+    before = snapshot(out)
+    done = run("out", "-o", "out/r.csv", cwd=out.parent)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: out/r.csv lies inside the cleaned folder out, which is never written to;")
+    assert snapshot(out) == before
+
+
 def test_what_a_person_is_shown(out):
     sha256 = hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest()
     (out / "1" / NAMES[0]).unlink()

@@ -27,7 +27,7 @@ from advrbd.config import (
     SeparationSettings,
     TrainingSettings,
 )
-from advrbd.errors import OutputError, WorkDirError
+from advrbd.errors import OutputError, ReportError, WorkDirError
 from advrbd.events import Note, Progress
 from advrbd.model import run as run_module
 from advrbd.reports.tables import render
@@ -371,9 +371,13 @@ def test_a_work_directory_in_the_input_or_the_output_is_refused_before_any_work(
     before = snapshot(data)
     with pytest.raises(OutputError, match="overlaps the input"):
         advrbd.scan(data, QUICK, work_dir=data / "work")
-    with pytest.raises(OutputError, match="overlaps"):
-        advrbd.clean(data, tmp_path / "out", QUICK, work_dir=tmp_path / "out" / "work")
-    with pytest.raises(OutputError, match="overlaps"):
-        advrbd.clean(data, tmp_path / "out", QUICK, action="quarantine", work_dir=tmp_path / "out-quarantine")
+    for work in ("out", "out/work"):
+        with pytest.raises(OutputError, match="overlaps the output"):
+            advrbd.clean(data, tmp_path / "out", QUICK, work_dir=tmp_path / work)
+    aside = tmp_path / "out-quarantine"
+    with pytest.raises(OutputError, match="overlaps the quarantine"):
+        advrbd.clean(data, tmp_path / "out", QUICK, action="quarantine", work_dir=aside)
+    with pytest.raises(ReportError):  # no quarantine is written: what is refused is what comes next
+        advrbd.clean(data, tmp_path / "out", QUICK, report=tmp_path / "missing", work_dir=aside)
     assert snapshot(data) == before
     assert not (tmp_path / "out").exists()
