@@ -74,8 +74,8 @@ def drill(
     image_size: options.ImageSize = None,
     pretrained: options.Pretrained = False,
     seed: options.Seed = 0,
-    config_file: options.ConfigFile = None,  # noqa: ARG001 - advrbd_cli/settings.py reads it
-    no_config: options.NoConfig = False,  # noqa: ARG001
+    config_file: options.ConfigFile = None,
+    no_config: options.NoConfig = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     progress: options.ShowProgress = None,
@@ -87,6 +87,8 @@ def drill(
     """
     console.state.quiet, console.state.verbose = quiet, verbose
     _check_before_work(output, form, data)
+    target = None if output in (None, "-") else Path(output)
+    options.check_inputs_kept({"--output": target}, options.files_of_settings(config_file, no_config))
 
     from advrbd.data.sources import check_there
 

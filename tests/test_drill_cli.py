@@ -46,8 +46,9 @@ def run(monkeypatch, folder: Path, *arguments: str) -> int:
 
 @pytest.fixture
 def place(tmp_path, digits_folder) -> Path:
-    """Where drills of ``data`` run, with ``work`` for their copies."""
+    """Where drills of ``data`` run, with ``work`` for their copies, and settings in ``mine.toml``."""
     shutil.copytree(digits_folder, tmp_path / "data")
+    (tmp_path / "mine.toml").touch()
     (tmp_path / "work").mkdir()
     return tmp_path
 
@@ -61,6 +62,7 @@ def place(tmp_path, digits_folder) -> Path:
         pytest.param(("data", "--poison-rate", "0"), "makes no sense", id="no rate"),
         pytest.param(("data", "--poison-rate", "1.5"), "--poison-rate", id="rate"),
         pytest.param(("data", "-o", "data/r.csv"), "inside the scanned folder", id="output inside"),
+        pytest.param(("data", "--config", "mine.toml", "-o", "mine.toml"), "which this run reads", id="own settings"),
         pytest.param(("data", "-o", "no/r.csv"), "folder no doesn't exist", id="output nowhere"),
         pytest.param(("data", "-f", "json"), "add --output", id="format of nothing"),
         pytest.param(("data", "--work-dir", "data/3"), "lies inside data", id="work inside"),
