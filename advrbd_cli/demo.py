@@ -1,4 +1,4 @@
-"""``advrbd demo``: the main job on a small real image set with a known backdoor, in about two minutes, offline."""
+"""``advrbd demo``: the main job on a small real image set with a known backdoor, in some minutes, offline."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +32,7 @@ def demo(
     console.state.quiet, console.state.verbose = quiet, verbose
     from advrbd.writing import NewFolder, check_target_folder, write_whole
 
-    check_target_folder(out, Path(__file__).parent)
+    check_target_folder(out, Path(__file__).parent, "the program in")
 
     from advrbd.attacks import BadNets
     from advrbd.attacks.plant import plant

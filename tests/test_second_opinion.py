@@ -454,7 +454,8 @@ def test_groups_that_still_wait_after_the_last_look_are_told(monkeypatch, falsif
     assert examined[1] == [3, 5], told
     assert found.verdicts[5] == CLEAN
     assert found.exhausted
-    assert any("the last one allowed" in caution for caution in found.cautions)
+    left = "look 2, the last one allowed, left groups unexamined or in doubt behind those that it found"
+    assert [caution for caution in found.cautions if "last one" in caution] == [f"{left}; there may be more"]
 
 
 def test_a_group_that_accuses_nobody_is_looked_at_once(monkeypatch, falsified):
@@ -928,3 +929,4 @@ def test_who_only_the_label_tells_is_told_where_no_look_is_left(monkeypatch, man
     assert found.verdicts[7] == POISONED
     assert found.verdicts[3] == (CLEAN if looks == 1 else POISONED), told
     assert found.exhausted
+    assert any("still found suspects; there may be more" in caution for caution in found.cautions)

@@ -26,7 +26,8 @@ class Findings:
     that found most. ``suggested`` int64 [N] is the class that a model trained without the suspects sees in a suspect
     (-1: there is no such model), ``confidence`` float32 [N] its probability. ``control_found``: the scan found what it
     planted to test itself; ``blind``: it could not have seen a backdoor; ``exhausted``: the last look allowed still
-    found suspects; ``told``: it is known which classes were examined, which not every report says.
+    found suspects, or left groups unexamined; ``told``: it is known which classes were examined, which not every report
+    says.
     """
 
     score: torch.Tensor

@@ -104,7 +104,7 @@ def _doubts_of_scan(run: Run, findings: Findings) -> list[str]:
     if POISONED in verdicts.values() and not findings.control_found:
         doubts.append(UNTESTED)
     if findings.exhausted:
-        doubts.append("the last look allowed still found suspects; there may be more")
+        doubts.append("the last look allowed still found suspects, or left groups unexamined; there may be more")
     return doubts
 
 

@@ -85,8 +85,8 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
             break
     if last and (stands or waiting):  # what waited behind an acquitted group wasn't cleared by that
         findings.exhausted = True
-        what = f"look {findings.looks}, the last one allowed, still found suspects; there may be more"
-        _caution(run, findings, what)
+        saw = "still found suspects" if stands else "left groups unexamined or in doubt behind those that it found"
+        _caution(run, findings, f"look {findings.looks}, the last one allowed, {saw}; there may be more")
     for label in run.labels[examples].unique().tolist():
         findings.verdicts.setdefault(label, UNEXAMINED)  # too small or too uniform to be cut
     _admit_blindness(run, findings)

@@ -116,9 +116,9 @@ class Earlier:
 
     ``files_sha256`` is the ``fingerprint`` of all files of that scan; None where the report names suspects only.
     ``verdicts`` are by class name as printed; None where the report has none, which only one in JSON has.
-    ``exhausted``: the last look allowed still found suspects; ``control_found``: unless it says that the scan lost what
-    it planted to test itself. ``restricted``: it says that there may be suspects that
-    it doesn't name, since ``--files-from`` didn't.
+    ``exhausted``: the last look allowed still found suspects, or left groups unexamined; ``control_found``: unless it
+    says that the scan lost what it planted to test itself. ``restricted``: it says that there may be suspects that it
+    doesn't name, since ``--files-from`` didn't.
     """
 
     suspects: dict[str, tuple[str, str]]
