@@ -6,6 +6,8 @@ The paper's own constants are not known; these were chosen by experiment (exampl
 import math
 from dataclasses import asdict, dataclass, field, replace
 
+MAX_SEED = 2**63 - 1  # torch draws from 64 bits, and fails on more only once everything is decoded
+
 
 @dataclass(frozen=True)
 class DecodingSettings:
@@ -213,7 +215,8 @@ class Config:
     taken out, and a fresh model says first whether it is natural. Unless all of it is, it looks at the rest; if so, at
     the classes that have more groups in doubt. What still stands apart at the end is heard by a model of its own. What
     a single look finds or leaves is heard by nobody. ``control_share``: size of the control group, as a share of an
-    average class. ``controls``: how many are tried, in a look each, before the folder counts as unexamined.
+    average class. ``controls``: how many are tried, in a look each, before the folder counts as unexamined. ``seed``:
+    0 to ``MAX_SEED``.
     """
 
     model: str = "auto"

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import torch
 
-from advrbd.config import Config
+from advrbd.config import MAX_SEED, Config
 from advrbd.data import duplicates, pixels, sources
 from advrbd.data.folder import OK, VANISHED, FolderIndex, check_every_class, lost_in_words
-from advrbd.errors import DatasetError
+from advrbd.errors import AdvrbdError, DatasetError
 from advrbd.events import Caution, Note, Notify, ignore
 from advrbd.memory import choose_memory, in_words
 from advrbd.model.device import Device, choose_device
@@ -62,6 +62,8 @@ def choose(
 
     Raises an ``AdvrbdError`` as ``prepare`` does.
     """
+    if not 0 <= config.seed <= MAX_SEED:
+        raise AdvrbdError(f"the seed has to be a number from 0 to {MAX_SEED}, not {config.seed}; choose another")
     index = sources.index(path, split, root)
     for line in (sources.told(index), sources.told_ignored(index)):
         if line:

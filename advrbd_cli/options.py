@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from advrbd.config import DecodingSettings
+from advrbd.config import MAX_SEED, DecodingSettings
 from advrbd.errors import AdvrbdError, OutputError
 
 
@@ -58,7 +58,7 @@ MAX_PIXELS = DecodingSettings.max_pixels
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Start from timm's weights (downloads them).", rich_help_panel="Model")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, rich_help_panel="Model")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=MAX_SEED, rich_help_panel="Model")]
 Split = Annotated[
     str | None, typer.Option(help="Scan this sub-folder (train, val, ...) of DATA.", metavar="NAME", show_default=False)
 ]

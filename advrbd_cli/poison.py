@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from advrbd.config import MAX_SEED
 from advrbd_cli import console, options
 
 EXAMPLES = (
@@ -21,7 +22,9 @@ def poison(
     target_label: Annotated[str, typer.Option(help="Class that the backdoor leads to.", show_default=False)],
     out: Annotated[Path, typer.Option(help="New folder for the poisoned copy.", show_default=False)],
     poison_rate: Annotated[float, typer.Option(help="Share of all images to poison.", min=0, max=1)] = 0.05,
-    seed: Annotated[int, typer.Option(help="Seed of the trigger and of the choice of images.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the trigger and of the choice of images.", min=0, max=MAX_SEED)
+    ] = 0,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:

@@ -138,6 +138,12 @@ POISON = ("poison", "../data", "--attack")
         pytest.param(("scan", "../data", *CSV, "-o", "/dev/null"), "is a device or a pipe", id="output to a device"),
         pytest.param(("scan", "../data", *CSV, "--fail-on", "0"), "--fail-on takes", id="fail on none"),
         pytest.param(("scan", "../data", *CSV, "--fail-on", "101%"), "--fail-on takes", id="fail on too many"),
+        pytest.param(("scan", "../data", *TINY, "--seed", str(2**63), "--dry-run"), "--seed", id="seed too large"),
+        pytest.param(
+            (*POISON, "wanet", "--target-label", "3", "--out", "new", "--seed", str(2**63)),
+            "--seed",
+            id="its seed, too",
+        ),
         pytest.param(("scan", "../data", "--bogus"), "--bogus", id="unknown option"),
         pytest.param(("scan",), "data", id="no folder"),
         pytest.param(("scan", "../void", *TINY, "--dry-run"), "no readable image in class 'x'", id="empty class"),

@@ -9,8 +9,9 @@ import torch
 from advrbd.benchmark.case import Case
 from advrbd.benchmark.drill import drill
 from advrbd.benchmark.matrix import Unit
-from advrbd.config import Config, DecodingSettings
-from advrbd.errors import DatasetError, DecoderError
+from advrbd.config import MAX_SEED, Config, DecodingSettings
+from advrbd.data import pixels
+from advrbd.errors import AdvrbdError, DatasetError, DecoderError
 from advrbd.model.device import Device, repeatable
 from advrbd.preparation import prepare, usable
 
@@ -57,6 +58,17 @@ def settings() -> tuple[bool, ...]:
         backend.deterministic,
         backend.benchmark,
     )
+
+
+@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1, 2**64])
+def test_a_seed_out_of_range_is_refused_before_decoding(digits_folder, monkeypatch, seed):
+    monkeypatch.setattr(pixels, "load", None)
+    with pytest.raises(AdvrbdError, match=f"the seed has to be a number from 0 to {MAX_SEED}, not {seed}; choose"):
+        prepare(digits_folder, replace(QUICK, seed=seed))
+
+
+def test_the_largest_seed_is_taken(digits_folder):
+    assert prepare(digits_folder, replace(QUICK, seed=MAX_SEED))[1].generator.initial_seed() == MAX_SEED
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
