@@ -140,6 +140,18 @@ def written_folder(
         yield manifest
 
 
+def cautions_of(index: FolderIndex, report: Report, decisions: tuple[Decision, ...], manifest: dict) -> tuple[str, ...]:
+    """What to know of the folder as it was written: suspects that were kept, classes that are gone, links not made."""
+    names = ", ".join(dict.fromkeys(report.accepted.values()))
+    count = len(report.suspects) - len(report.open_suspects)
+    kept = (f"{count} suspects were kept, since they are accepted ({names})",) if count else ()
+    losses = tuple(
+        f"class {name!r} has no file left and is missing from the output; the class indices after it shift"
+        for name in emptied_classes(index, decisions)
+    )
+    return kept + losses + link_cautions(manifest)
+
+
 def link_cautions(manifest: dict) -> tuple[str, ...]:
     """How many files were copied where hard links were asked for, and why; nothing if all went as asked."""
     copied = manifest["copied_instead"]

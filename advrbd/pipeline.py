@@ -35,10 +35,9 @@ from advrbd.output import (
     MANIFEST,
     RELABELLED,
     Decision,
+    cautions_of,
     check_link_mode,
     decide,
-    emptied_classes,
-    link_cautions,
     written_folder,
 )
 from advrbd.plan import Plan, make_plan
@@ -116,7 +115,7 @@ def clean(
     out: str | os.PathLike,
     config: Config | None = None,
     *,
-    report: str | os.PathLike | None = None,
+    report: str | os.PathLike | Report | None = None,
     accepted: Mapping[tuple[str, str], str] | None = None,
     action: str = "relabel",
     quarantine: str | os.PathLike | None = None,
@@ -133,16 +132,17 @@ def clean(
 ) -> Cleaned:
     """Write ``path`` to the new folder ``out`` without its poison, and train a clean model on the result.
 
-    The suspects come from a scan, or from an earlier ``report`` of one. Those whose SHA-256 and class are in
-    ``accepted`` (to what says so) are kept and trusted like files that nobody suspects. ``action`` says what becomes of
-    the others: ``relabel`` (to what the clean model sees, dropped where it isn't sure), ``drop``, or ``quarantine`` (to
-    the folder ``quarantine``, default ``out`` with ``-quarantine`` added). ``link_mode`` is ``copy``, ``hardlink`` or
-    ``symlink``; with links, whoever can write to ``path`` can change ``out``. Before anything is written, the result is
-    checked (``Cleaned.check``), with ``rescan`` by one more look at it; with ``strict``, what can't be trusted fully
-    isn't written. ``work_dir``, ``resume`` and ``memory_budget`` are those of ``scan``, whose work is taken over.
-    ``finish`` is called with the folder in place, to write what belongs to it; where it fails, the folder is removed
-    again. ``split`` and ``root`` are those of ``scan``; whatever ``path`` is, ``out`` has class folders. Raises an
-    ``AdvrbdError``; ``path`` is never written to, and nothing is half-written.
+    The suspects come from a scan, or from an earlier ``report`` of one, as ``scan`` returned it or a file; ``path``
+    must hold what it was made of, and what it accepts counts only where ``accepted`` says so, too. Those whose SHA-256
+    and class are in ``accepted`` (to what says so) are kept and trusted like files that nobody suspects. ``action``
+    says what becomes of the others: ``relabel`` (to what the clean model sees, dropped where it isn't sure), ``drop``,
+    or ``quarantine`` (to the folder ``quarantine``, default ``out`` with ``-quarantine`` added). ``link_mode`` is
+    ``copy``, ``hardlink`` or ``symlink``; with links, whoever can write to ``path`` can change ``out``. Before anything
+    is written, the result is checked (``Cleaned.check``), with ``rescan`` by one more look at it; with ``strict``, what
+    can't be trusted fully isn't written. ``work_dir``, ``resume`` and ``memory_budget`` are those of ``scan``, whose
+    work is taken over. ``finish`` is called with the folder in place, to write what belongs to it; where it fails, the
+    folder is removed again. ``split`` and ``root`` are those of ``scan``; whatever ``path`` is, ``out`` has class
+    folders. Raises an ``AdvrbdError``; ``path`` is never written to, and nothing is half-written.
     """
     config = config or Config()
     if action not in ACTIONS:
@@ -177,7 +177,7 @@ def clean(
     settings = {"action": action, "config": config.as_dict(), "accepted": sorted(found.accepted)}
     settings["check"] = asdict(checked)
     with written_folder(index, decisions, out, quarantine, settings, link_mode) as manifest:
-        cautions = _kept_anyway(found) + _losses(index, decisions) + link_cautions(manifest)
+        cautions = cautions_of(index, found, decisions, manifest)
         cleaned = Cleaned(found, decisions, checked, manifest, network, run.spec, index.classes, cautions)
         if finish is not None:
             finish(cleaned)
@@ -274,19 +274,6 @@ def _new_labels(
     new = labels.clone()
     new[where] = torch.tensor([index.classes.index(entry.new_label) for entry in moved], dtype=torch.int64)
     return where, new
-
-
-def _kept_anyway(found: Report) -> tuple[str, ...]:
-    names = ", ".join(dict.fromkeys(found.accepted.values()))
-    count = len(found.suspects) - len(found.open_suspects)
-    return (f"{count} suspects were kept, since they are accepted ({names})",) if count else ()
-
-
-def _losses(index: FolderIndex, decisions: tuple[Decision, ...]) -> tuple[str, ...]:
-    return tuple(
-        f"class {name!r} has no file left and is missing from the output; the class indices after it shift"
-        for name in emptied_classes(index, decisions)
-    )
 
 
 def _input_of(index: FolderIndex) -> dict:

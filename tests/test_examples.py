@@ -171,7 +171,8 @@ def test_intake_in_python(data, tmp_path, monkeypatch, capsys):
     [(given, options)] = cleaned
     assert given == (data, clean)
     assert options["strict"] is True
-    assert read_suspects(options["report"]).keys() == {"cat/0.png", "dog/0.png"}
+    assert options["report"] is found
+    assert read_suspects(tmp_path / "clean.report.json").keys() == {"cat/0.png", "dog/0.png"}
 
 
 def test_intake_in_python_without_a_verdict(data, tmp_path, monkeypatch, capsys):

@@ -19,8 +19,8 @@ import advrbd
 import advrbd.pipeline
 from advrbd.config import Config
 from advrbd.data import files, pixels
-from advrbd.data.folder import FolderIndex, index
-from advrbd.errors import AdvrbdError, OutputError
+from advrbd.data.folder import OK, FolderIndex, index
+from advrbd.errors import AdvrbdError, OutputError, ReportError
 from advrbd.method.gate import Check
 from advrbd.output import (
     DROPPED,
@@ -448,6 +448,22 @@ def test_clean_takes_the_link_mode_and_hands_on_the_caution(digits_folder, tmp_p
     assert done.cautions == ("30 files were copied, since they could not be hard-linked: Too many links",)
     assert done.manifest["settings"]["link_mode"] == HARDLINK
     assert sum((out / entry.written).samefile(digits_folder / entry.source) for entry in done.decisions) == 270
+
+
+def test_clean_takes_a_report_as_scan_returned_it(digits_folder, tmp_path, monkeypatch):
+    for name in ("relearn", "fine_tune"):
+        monkeypatch.setattr(advrbd.pipeline, name, lambda *_: None)
+    monkeypatch.setattr(advrbd.pipeline, "relabel", lambda *_: (0, 0.0))
+    monkeypatch.setattr(advrbd.pipeline, "check", lambda *_: Check("good", (), ()))
+    monkeypatch.setattr(advrbd.pipeline, "find", None)  # it doesn't scan again
+    read, _ = pixels.load(index(digits_folder), 16)
+    files = tuple(FileResult(file.path, read.class_name(file), OK, file.sha256) for file in read.files)
+    report = Report((replace(files[0], suspect=True), *files[1:]), ())
+    config = Config(model="test_resnet", device="cpu")
+    done = advrbd.clean(digits_folder, tmp_path / "out", config, report=report)
+    assert [entry.source for entry in done.decisions if entry.action == DROPPED] == [files[0].path]
+    with pytest.raises(ReportError, match="scan the folder again"):
+        advrbd.clean(digits_folder, tmp_path / "other", config, report=replace(report, files=files[:-1]))
 
 
 @pytest.mark.parametrize(("options", "expected"), [((), "copy"), (("--link-mode", "symlink"), SYMLINK)])

@@ -22,6 +22,7 @@ from advrbd.events import Caution
 from advrbd.method.findings import from_report
 from advrbd.reports import tables
 from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS, UNEXAMINED, ClassVerdict, FileResult, Report
+from advrbd.reports.subset import restrict
 from advrbd.reports.tables import (
     COLUMNS,
     FORMATS,
@@ -425,6 +426,18 @@ def test_what_a_report_says_of_classes_comes_back_where_it_says_it(tmp_path):
         assert (found.told, found.exhausted) == (told, told)
         expected = [entry.verdict for entry in classes] if told else [CLEAN] * len(names)
         assert [found.verdicts[label] for label in range(len(names))] == expected
+
+
+def test_a_report_that_was_never_written_says_what_it_would_as_json(tmp_path):
+    report = replace(MIXED, run={"exhausted": True, "control_found": False})
+    (tmp_path / "r.json").write_bytes(render(report, "json"))
+    earlier = read_report(report)
+    assert earlier == read_report(tmp_path / "r.json")
+    assert (earlier.exhausted, earlier.control_found, len(earlier.suspects)) == (True, False, 2)
+    with pytest.raises(ReportError, match="this is a report on some of the files only"):
+        read_report(restrict(report, frozenset({"cat/2.png"})))
+    with pytest.raises(ReportError, match="added, removed, changed"):  # what was left out of it by hand isn't trusted
+        from_report(LISTED, read_report(replace(report, files=report.files[:2])))
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])

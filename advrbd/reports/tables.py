@@ -156,19 +156,25 @@ def read_suspects(path: str | os.PathLike) -> dict[str, tuple[str, str]]:
     return _read(path).suspects
 
 
-def read_report(path: str | os.PathLike) -> Earlier:
+def read_report(report: str | os.PathLike | Report) -> Earlier:
     """What a CSV, JSON or JSON-lines report says, which may be anybody's work: paths in it are names, never opened.
+    A ``Report`` that was never written says what it would as JSON.
 
     Raises ``ReportError`` when the file is no report of advrbd, or says that it is one on some of the files only: who
     cleans by it would keep the suspects among the others.
     """
-    earlier = _read(path)
+    earlier, name = (_as_json(report), "this") if isinstance(report, Report) else (_read(report), report)
     if earlier.restricted:
         raise ReportError(
-            f"{path} is a report on some of the files only (--files-from), so it doesn't name every suspect; scan "
-            "without --files-from"
+            f"{name} is a report on some of the files only (--files-from), so it doesn't name "
+            "every suspect; scan without --files-from"
         )
     return earlier
+
+
+def _as_json(report: Report) -> Earlier:
+    rows, whole = _contents_of(render(report, "json").decode(), empty=False)
+    return _with_verdicts(_as_earlier(rows, whole["files_sha256"]), whole)
 
 
 def _read(path: str | os.PathLike) -> Earlier:

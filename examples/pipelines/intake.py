@@ -16,15 +16,15 @@ from advrbd.reports.tables import render
 def take_in(delivery: Path, clean: Path) -> Path:
     """The folder to train on. Raises ``AdvrbdError`` where nothing is fit for that."""
     config = advrbd.Config(seed=secrets.randbelow(2**31))  # whoever made it may have tried what the default one finds
-    report, file = advrbd.scan(delivery, config), clean.with_name(f"{clean.name}.report.json")
-    file.write_bytes(render(report, "json"))
+    report = advrbd.scan(delivery, config)
+    clean.with_name(f"{clean.name}.report.json").write_bytes(render(report, "json"))
     if report.unread or report.unexamined:
         raise advrbd.AdvrbdError(f"{len(report.unread)} files and {len(report.unexamined)} classes are unexamined")
     try:
         report.raise_for_suspects()
     except advrbd.SuspectsFound as found:
         print(f"{found}; cleaning", file=sys.stderr)
-        advrbd.clean(delivery, clean, report=file, strict=True)
+        advrbd.clean(delivery, clean, report=report, strict=True)
         return clean
     return delivery
 
