@@ -55,15 +55,19 @@ def write_together(files: Mapping[Path, bytes]) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def check_target_file(path: Path, source: Path, option: str, what: str = "the scanned folder") -> None:
-    """Refuse a file to be written, which ``option`` names, that is a folder or a device, has no folder to lie in, or
-    lies inside ``source``; ``what`` says what that is."""
+def check_target(path: Path, option: str) -> None:
+    """Refuse a file to be written, which ``option`` names, that is a folder or a device, or has no folder to lie in."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file")
     is_stream = path.is_symlink() and path.absolute().parts[1:2] in (("dev",), ("proc",))  # /dev/stdout
     if is_stream or (path.exists() and not path.is_file()):  # the rename would put a file in the place of /dev/null
         raise OutputError(f"{path} is a device or a pipe; give {option} the name of a file")
     _check_parent(Path(os.path.realpath(path)) if path.is_symlink() else path)
+
+
+def check_target_file(path: Path, source: Path, option: str, what: str = "the scanned folder") -> None:
+    """Refuse what ``check_target`` does, and a file that lies inside ``source``; ``what`` says what that is."""
+    check_target(path, option)
     if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
         raise OutputError(
             f"{path} lies inside {what} {source}, which is never written to; name a place outside of it with {option}"

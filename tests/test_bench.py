@@ -737,6 +737,21 @@ def test_tables_go_to_stdout_or_to_a_file(tmp_path, capfd):
     assert (tmp_path / "t.md").read_text().startswith("| data |")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("pipe", "a pipe; give --output the name"), ("runs", "is a folder"), ("missing/t.md", "missing doesn't exist")],
+)
+def test_tables_replace_no_pipe_but_may_lie_beside_the_results(tmp_path, monkeypatch, capfd, name, message):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "runs")
+    os.mkfifo("pipe")
+    code, out, err = command(capfd, "tables", "runs", "-o", name)
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert message in err
+    assert Path("pipe").is_fifo()
+    assert command(capfd, "tables", "runs", "-o", "runs/tables.md")[0] == 0
+
+
 def test_the_help_names_every_defence(capfd):
     code, out, _ = command(capfd, "run", "--help")
     assert code == 0
