@@ -1,6 +1,5 @@
 """What a baseline is: settings, what it needs that a user may not have, and one method that gives a defended model."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
@@ -127,7 +126,6 @@ def unlearn_and_relearn(
     if len(poisoned) < 2:
         return
     once = replace(settings, epochs=1, minimum_steps=0)
-    turns = max(settings.epochs, math.ceil(settings.minimum_steps / max(1, len(poisoned) // settings.batch_size)))
-    for epoch in range(1, turns + 1):
+    for epoch in range(1, settings.length(len(poisoned))[2] + 1):
         run.train(network, poisoned, once, f"{name}: unlearn, epoch {epoch}", objective=ascent)
         run.train(network, trusted, once, f"{name}: relearn, epoch {epoch}")
