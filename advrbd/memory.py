@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -66,6 +67,15 @@ def choose_memory(budget: int | None = None, work_dir: str | os.PathLike | None 
 def free_memory() -> int:
     """Bytes that this process may still take: what the system has available, and its control groups allow."""
     return max(0, min(_available(), *_rooms_of_cgroups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")), 2**62))
+
+
+def peak_so_far() -> int:
+    """The most memory that this process has held, in bytes; 0 where the system doesn't say."""
+    with suppress(ImportError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return 0
 
 
 def in_words(count: int) -> str:

@@ -4,10 +4,8 @@ Time is counted in images that are trained on, at the speed of a few steps of th
 a network takes a third of that: a forward pass, where training has a backward pass of twice the work besides.
 """
 
-import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -15,7 +13,7 @@ import torch
 from advrbd.config import Config
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.data.pixels import Pixels, decoding_seconds
-from advrbd.memory import Memory
+from advrbd.memory import Memory, peak_so_far
 from advrbd.method.held_out import FEWEST_CLASSES
 from advrbd.method.separation import equal_classes
 from advrbd.model.device import Device
@@ -76,9 +74,9 @@ def make_plan(
     count, pixels = statuses[OK], len(index.files) * spec.image_size**2 * 3
     tables = table_bytes(len(index.files), network, spec, config)
     held = memory.without(tables, len(index.files)).holds(pixels)
-    before = _peak_so_far()
+    before = peak_so_far()
     speed = training_speed(network, spec, device, config)
-    batches = 2 * (_peak_so_far() - before)  # on a CPU, images are scored 256 at a time, and trained on half as many
+    batches = 2 * (peak_so_far() - before)  # on a CPU, images are scored 256 at a time, and trained on half as many
     passes, group_images = _passes(count, config), _group_images(config)
     sizes = Counter(file.label for file in index.files if file.status == OK)
     groups = _groups(count, equal_classes(torch.tensor([*sizes.values()])), config)
@@ -163,12 +161,3 @@ def _groups(size: int, class_count: int, config: Config) -> int:
 def _group_images(config: Config) -> int:
     """How many images a training of an enhanced model shows; a natural group takes one such training, mostly."""
     return config.enhancement.steps * config.enhancement.training.batch_size
-
-
-def _peak_so_far() -> int:
-    """The most memory that this process has held, in bytes; 0 where the system doesn't say."""
-    with suppress(ImportError):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return 0

@@ -26,6 +26,7 @@ SHARED_STEPS = {"advrbd.method.partition", "advrbd.method.perturbation"}
 """The steps of the method that baselines may take, too: scores of images, no verdicts."""
 WITHOUT_TORCH = ("advrbd", "advrbd.data.folder", "advrbd.output", "advrbd.verification", "advrbd_cli.app")
 TORCH = {"torch", "torchvision", "timm", "safetensors.torch"}
+POSIX_ONLY = {"resource", "fcntl", "grp", "pwd", "termios"}  # what Windows lacks
 
 
 def name_of(path: Path) -> str:
@@ -114,3 +115,7 @@ def test_what_is_needed_at_once_comes_without_torch(module):
             pending += imported(at_once(MODULES[name]))
             pending += filter(None, [name.rpartition(".")[0]])  # a package is imported before what is in it
     assert not {name for name in reached if name in TORCH or name.split(".")[0] in TORCH}
+
+
+def test_nothing_that_windows_lacks_is_needed_at_once():
+    assert not [(name, target) for name, tree in MODULES.items() for target in POSIX_ONLY & {*imported(at_once(tree))}]

@@ -13,7 +13,7 @@ from advrbd import memory
 from advrbd.config import PartitionSettings, TrainingSettings
 from advrbd.data.pixels import Pixels
 from advrbd.errors import AdvrbdError, DatasetError, DeviceError
-from advrbd.memory import Memory, choose_memory, free_memory, in_words
+from advrbd.memory import Memory, choose_memory, free_memory, in_words, peak_so_far
 from advrbd.method.perturbation import divergence
 from advrbd.model.device import Device
 from advrbd.model.factory import ModelSpec, build
@@ -31,6 +31,12 @@ GIB = 2**30
 )
 def test_sizes_are_powers_of_1024(text, size):
     assert parse_size(text) == size
+
+
+def test_the_peak_is_in_bytes_and_nothing_where_no_system_says_it(monkeypatch):
+    assert 50 * 2**20 < peak_so_far() < 100 * GIB  # torch alone takes more
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_so_far() == 0
 
 
 @pytest.mark.parametrize("text", ["", "-1G", "4X", "G", "1e9", "4Gi G", "٤G"])

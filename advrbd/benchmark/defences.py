@@ -8,8 +8,6 @@ import json
 import os
 import platform
 import random
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -29,6 +27,7 @@ from advrbd.config import Config
 from advrbd.data import folder
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import AdvrbdError, DefenceError, ModelError
+from advrbd.memory import peak_so_far
 from advrbd.model.device import choose_device
 from advrbd.output import DROPPED, RELABELLED
 from advrbd.pipeline import clean
@@ -184,9 +183,10 @@ def circumstances(config: Config) -> dict:
 
 
 def peak_memory(device: torch.device) -> tuple[int, int | None]:
-    """The highest memory use of this process so far, in MB, and of its tensors on ``device``, if that is a GPU."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return round(peak), round(torch.cuda.max_memory_allocated(device) / 2**20) if device.type == "cuda" else None
+    """The highest memory use of this process so far, in MB (0 where the system doesn't say), and of its tensors on
+    ``device``, if that is a GPU."""
+    gpu = round(torch.cuda.max_memory_allocated(device) / 2**20) if device.type == "cuda" else None
+    return round(peak_so_far() / 2**20), gpu
 
 
 def machine(device: torch.device) -> str:
