@@ -80,7 +80,7 @@ def run_without_work(
     started, told = [], []
     made_up = {"advrbd": {"cleaning": {}}, "scan": {"detection": result()["detection"]}}
 
-    def start(unit, work, name, _notify) -> bool:
+    def start(unit, work, name, _notify) -> str:
         started.append(f"{unit.name} {name}")
         known = store.read_unit(store.path_of(unit.name, work)) or result(**unit.as_dict(), models={})
         known |= defences.circumstances(unit.config)
@@ -89,7 +89,7 @@ def run_without_work(
         store.write_unit(store.add_to_unit(known, made_up.get(name, model)), work)
         running.report_of(unit, work).parent.mkdir(exist_ok=True)
         running.report_of(unit, work).touch()
-        return True
+        return ""
 
     monkeypatch.setattr(running, "start", start)
     monkeypatch.setattr(running, "lay_out", lambda *_: None)
@@ -334,13 +334,24 @@ def test_results_never_lie_in_the_data(data):
 def test_a_step_that_fails_stops_no_other_but_those_that_build_on_it(data, tmp_path, monkeypatch):
     tried, told = [], []
     monkeypatch.setattr(running, "lay_out", lambda *_: None)
-    monkeypatch.setattr(running, "start", lambda _, __, name, *___: tried.append(name) or name != "scan")
+    monkeypatch.setattr(running, "start", lambda _, __, name, *___: tried.append(name) or "no room" * (name == "scan"))
     planned = plan([Matrix()], [data], {"seeds": (11,), "attacks": ("none",), "defences": ("cleaning", "clp")})
     outcome = running.run(planned, tmp_path / "runs", notify=told.append)
     assert tried == ["none", "scan", "perfect-filter", "clp"]
-    assert [name.split(", ")[1] for name in outcome.failed] == ["scan", "advrbd", "random-filter"]
+    reasons = ["scan: no room", "advrbd: scan failed", "random-filter: scan failed"]
+    assert [failed.split(", ")[1] for failed in outcome.failed] == reasons
     assert outcome.left == 1
-    assert sum(isinstance(event, Caution) for event in told) == 3
+    cautions = [event.message for event in told if isinstance(event, Caution)]
+    assert cautions == [f"failed: {failed}" for failed in outcome.failed]
+
+
+def test_a_step_that_can_not_be_done_tells_its_parent_why_and_prints_nothing(data, tmp_path, capfd):
+    unit = units_of(data)[0]
+    store.path_of(unit.name, tmp_path).write_text("{")
+    assert running.start(unit, tmp_path, "none") == f"{tmp_path / unit.name}.json is no JSON; remove it"
+    assert capfd.readouterr() == ("", "")
+    store.path_of(unit.name, tmp_path).unlink()
+    assert running.start(unit, tmp_path, "none") == "its process ended with exit code 1"  # there are no images
 
 
 def test_a_unit_leaves_a_whole_result_or_none_and_no_images(digits_folder, tmp_path, monkeypatch):
@@ -358,7 +369,7 @@ def test_a_unit_leaves_a_whole_result_or_none_and_no_images(digits_folder, tmp_p
 
     for run, names in ((broken, set()), (lambda _: result(**unit.as_dict()), {f"{unit.name}.json"})):
         monkeypatch.setitem(DEFENCES, "scan", Step(run, lambda unit: "detection" in unit))
-        monkeypatch.setattr(running, "start", lambda *arguments: running.work_on(*arguments) is None)
+        monkeypatch.setattr(running, "start", lambda *arguments: running.work_on(*arguments) or "")
         try:
             running.run_unit(unit, ("scan",), work)
         except TypeError:
@@ -702,8 +713,10 @@ def test_the_command_asks_for_what_it_was_told(data, tmp_path, monkeypatch, capf
     assert (unit.config.looks, unit.config.warm_up.epochs) == (1, 8)
     assert names == ("none", "scan", "advrbd", "random-filter", "perfect-filter", "figures")
 
-    monkeypatch.setattr(running, "run", lambda *_: running.Outcome(("pets, scan",), 1))
-    assert command(capfd, "run", *words)[0] == 2
+    monkeypatch.setattr(running, "run", lambda *_: running.Outcome(("pets, scan: no room",), 1))
+    code, _, err = command(capfd, "run", *words)
+    assert code == 2
+    assert "1 steps failed, the first of them: pets, scan: no room" in err
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,15 @@ from advrbd.errors import AdvrbdError, BenchmarkError, OutputError
 from advrbd.events import Caution, Event, Note, Notify, Progress, ignore
 from advrbd.model.device import repeatable
 
+REFUSED = 2  # how a step's process ends that says why it could not be done
 Plan = Mapping[Unit, tuple[str, ...]]
 """The units in the order in which they are run, and the steps that each is to be put through."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: the names of the steps that ``failed``, and how many units are ``left`` to run."""
+    """What a run came to: the names of the steps that ``failed`` with the reason of each, and how many units are
+    ``left`` to run."""
 
     failed: tuple[str, ...]
     left: int
@@ -80,33 +82,34 @@ def report_of(unit: Unit, work: Path) -> Path:
 
 
 def run_unit(unit: Unit, names: tuple[str, ...], work: Path, notify: Notify = ignore) -> list[str]:
-    """Run the steps that the unit lacks, and return those that failed; its images are gone afterwards.
+    """Run the steps that the unit lacks, and return those that failed and why; its images are gone afterwards.
 
     What a killed one left is removed first.
     """
-    directory, failed = work / unit.name, list[str]()
+    directory, failed = work / unit.name, dict[str, str]()
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     try:
         lay_out(unit, directory)
         for name in missing(unit, names, work):
             started = time.monotonic()
-            if {*DEFENCES[name].after} & {*failed} or not start(unit, work, name, notify):
-                failed.append(name)
-                notify(Caution(f"failed: {unit.name}, {name}"))
+            lacking = next((needed for needed in DEFENCES[name].after if needed in failed), None)
+            if reason := f"{lacking} failed" if lacking else start(unit, work, name, notify):
+                failed[name] = reason
+                notify(Caution(f"failed: {unit.name}, {name}: {reason}"))
             else:
                 notify(Note(f"  {name}: {time.monotonic() - started:.0f} s"))
     except AdvrbdError as error:
-        failed.append("plant")
-        notify(Caution(f"failed: {unit.name}: {error}"))
+        failed["plant"] = str(error)
+        notify(Caution(f"failed: {unit.name}, plant: {error}"))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    return [f"{unit.name}, {name}" for name in failed]
+    return [f"{unit.name}, {name}: {reason}" for name, reason in failed.items()]
 
 
-def start(unit: Unit, work: Path, name: str, notify: Notify = ignore) -> bool:
-    """Run one step of the unit in a process of its own, whose progress is told; whether it went well."""
-    context = multiprocessing.get_context("spawn")
+def start(unit: Unit, work: Path, name: str, notify: Notify = ignore) -> str:
+    """Run one step of the unit in a process of its own, whose progress is told; why it failed, or nothing."""
+    reason, context = "", multiprocessing.get_context("spawn")
     heard, told = context.Pipe(duplex=False)
     child = context.Process(target=work_on, args=(unit, work, name, told.send), daemon=True)
     child.start()
@@ -115,26 +118,31 @@ def start(unit: Unit, work: Path, name: str, notify: Notify = ignore) -> bool:
         for event in _received(heard):
             if isinstance(event, Progress):  # its notes say the same in every step
                 notify(replace(event, stage=f"{name}, {event.stage}"))
+            elif isinstance(event, Caution):
+                reason = event.message
         child.join()
     finally:  # where this process is told to end; one that is over already doesn't mind
         child.kill()
         child.join()
-    return child.exitcode == 0
+    if child.exitcode in (0, REFUSED):
+        return reason if child.exitcode else ""
+    return f"its process ended with exit code {child.exitcode}"
 
 
 def work_on(unit: Unit, work: Path, name: str, notify: Notify = ignore) -> None:
-    """Run one step and add what it gives to the unit's JSON."""
+    """Run one step and add what it gives to the unit's JSON. Where that can't be done, the reason is the last event."""
     if (parent := multiprocessing.parent_process()) is not None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was interrupted
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    known = read_unit(path_of(unit.name, work)) or {}
     try:
+        known = read_unit(path_of(unit.name, work)) or {}
         case = open_case(unit, work / unit.name, report_of(unit, work), known, notify)
         with repeatable(case.device):
             made = DEFENCES[name].run(case)
         write_unit(add_to_unit(known, made), work)
     except AdvrbdError as error:
-        raise SystemExit(f"error: {error}") from error
+        notify(Caution(str(error)))
+        raise SystemExit(REFUSED) from error
 
 
 def results(plan: Plan, work: Path) -> Iterator[tuple[Unit, dict]]:
