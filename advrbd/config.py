@@ -1,10 +1,12 @@
-"""All settings of a run: one frozen dataclass per stage. They reach the report as they are.
+"""All settings of a run: one frozen dataclass per stage. They reach the report as they are; what no run could work
+with is a ``ValueError``.
 
 The paper's own constants are not known; these were chosen by experiment (examples/reproduce/experiments.md).
 """
 
 import math
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 MAX_SEED = 2**63 - 1  # torch draws from 64 bits, and fails on more only once everything is decoded
 
@@ -41,6 +43,9 @@ class TrainingSettings:
     shift: float = 0.0
     rise: float = 0.2
 
+    def __post_init__(self) -> None:
+        _check_positive(self, "batch_size")
+
     def length(self, count: int) -> tuple[int, int, int]:
         """Of a training on ``count`` images (1 or more): batch size, steps in an epoch, and epochs."""
         batch_size = min(self.batch_size, count)
@@ -67,6 +72,9 @@ class PartitionSettings:
     patch: float = 0.5
     epsilon: float = 16 / 255
 
+    def __post_init__(self) -> None:
+        _check_positive(self, "masks")
+
 
 @dataclass(frozen=True)
 class SeparationSettings:
@@ -92,6 +100,11 @@ class SeparationSettings:
     examined: tuple[int, ...] = (1, 1, 4)
     few: int = 4000
     classes: int = 25
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "starts", "minimum_group", "parts", "examined", "classes")
+        if len(self.parts) != len(self.examined):
+            raise ValueError(f"parts {self.parts} and examined {self.examined} have to be as many; give both")
 
     def places(self, size: int, class_count: int) -> tuple[tuple[int, int], ...]:
         """How many groups of each cut are examined in a folder of ``size`` files and ``class_count`` classes: those
@@ -124,6 +137,9 @@ class EnhancementSettings:
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(epochs=1, minimum_steps=0, learning_rate=0.05)
     )
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "rounds", "steps")
 
 
 @dataclass(frozen=True)
@@ -236,5 +252,16 @@ class Config:
     relearning: RelearningSettings = field(default_factory=RelearningSettings)
     gate: GateSettings = field(default_factory=GateSettings)
 
+    def __post_init__(self) -> None:
+        _check_positive(self, "looks")
+
     def as_dict(self) -> dict:
         return asdict(self)
+
+
+def _check_positive(settings: Any, *names: str) -> None:
+    """Raise ``ValueError`` for one of the fields ``names`` that is no number from 1 on, nor made of such."""
+    for name in names:
+        value = getattr(settings, name)
+        if any(number < 1 for number in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{name} takes numbers from 1 on, not {value}")

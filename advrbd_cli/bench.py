@@ -122,7 +122,7 @@ def run(
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     matrices = PRESETS[preset.value] if preset else (Matrix(),)
-    if clean or figures:
+    if (clean or figures) and changes.get("defences") != ():  # which the plan refuses
         matrices = _with_more(matrices, changes.pop("defences", None), clean, figures)
     if not data and preset != Preset.smoke:
         raise BenchmarkError("name a data set with --data, or try --preset smoke, which brings one along")

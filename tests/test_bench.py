@@ -174,6 +174,11 @@ def test_data_that_a_preset_wants_and_nobody_has_is_left_out_but_not_all_of_it(d
         ({"attacks": ("badnet",)}, "unknown attack 'badnet'; there are none, badnets"),
         ({"defences": ("able",)}, "unknown defence 'able'; there are none, scan"),
         ({"budget": 0.0}, "more than 0"),
+        ({"seeds": ()}, "--seeds names nothing; give it one at least"),
+        ({"defences": ()}, "--defences names nothing"),
+        ({"overrides": (("separation.parts", (2, 4)),)}, "no sense: parts (2, 4) and examined (1, 1, 4)"),
+        ({"overrides": (("warm_up.batch_size", 0),)}, "batch_size takes numbers from 1 on, not 0"),
+        ({"overrides": (("separation.examined", (1, 1, -4)),)}, "examined takes numbers from 1 on, not (1, 1, -4)"),
         ({"overrides": tuple((f"enhancement.training.{name}", 0.123456789) for name in TOO_MANY)}, "too long"),
     ],
 )
@@ -200,6 +205,8 @@ def test_overrides_are_typed_by_their_fields_and_change_nothing_else():
     assert (changed.image_size, changed.looks) == (64, 1)
     assert (changed.relearning.clean.shift, changed.warm_up.flip) == (0.1, False)
     assert settings.parse_overrides(["separation.parts=2,4"]) == (("separation.parts", (2, 4)),)
+    both = settings.parse_overrides(["separation.parts=2,4", "separation.examined=1,3"])  # neither makes sense alone
+    assert settings.apply_overrides(Config(), both).separation.places(4000, 2) == ((1, 0), (3, 0))
     assert settings.shown((2, 4)) == settings.shown([2, 4]) == "2,4"
     back = settings.parse_overrides([f"relearning.clean.shift={Config().relearning.clean.shift}", "warm_up.flip=true"])
     restored = settings.apply_overrides(changed, back)
@@ -728,6 +735,7 @@ def test_the_command_asks_for_what_it_was_told(data, tmp_path, monkeypatch, capf
         ("run --work runs --preset smoke --rates many", "--rates takes numbers"),
         ("run --work runs --preset smoke --override looks", "STAGE.FIELD=VALUE"),
         ("run --work runs --preset smoke --defences magic", "unknown defence 'magic'"),
+        ("run --work runs --preset smoke --clean --defences ,", "--defences names nothing"),
         ("tables nowhere", "no such folder"),
         ("figures nowhere", "no such folder"),
         ("download mnist .", "mnist"),

@@ -111,7 +111,7 @@ def test_the_core_of_a_part_that_overlaps_its_class_holds_hardly_any_strangers(g
     seeds = (torch.rand(len(labels), generator=generator) < 0.2) & ~group
 
     def part(sure: float) -> torch.Tensor:
-        settings = SeparationSettings(parts=(2,), sure=sure, farthest=1.0)
+        settings = SeparationSettings(parts=(2,), examined=(1,), sure=sure, farthest=1.0)
         splits = separate(outputs, labels, seeds, settings, torch.Generator().manual_seed(0))
         return next(split.group for split in splits if split.label == 1)
 
@@ -129,7 +129,7 @@ def test_of_a_group_that_is_a_small_part_of_its_class_those_are_learned_that_are
     seeds = (torch.rand(len(labels), generator=generator) < 0.2) & ~group
 
     def core(**settings) -> torch.Tensor:
-        how = SeparationSettings(parts=(2,), sure=0.0, **settings)  # so that some strangers are left
+        how = SeparationSettings(parts=(2,), examined=(1,), sure=0.0, **settings)  # so that some strangers are left
         splits = separate(outputs, labels, seeds, how, torch.Generator().manual_seed(0))
         return next(split.group for split in splits if split.label == 1)
 

@@ -11,7 +11,8 @@ from advrbd.attacks import AWARE, PAPER, WIDER
 from advrbd.baselines import INSTALLED
 from advrbd.benchmark.defences import CLEANING, DEFENCES, FIGURES
 from advrbd.benchmark.matrix import NO_ATTACK, Matrix, Unit
-from advrbd.benchmark.settings import parse_overrides
+from advrbd.benchmark.settings import apply_overrides, parse_overrides
+from advrbd.config import Config
 from advrbd.errors import BenchmarkError
 
 LONGEST_NAME = 200  # file systems take 255 bytes, and temporary names are longer
@@ -98,11 +99,18 @@ def plan(
         _check_data(folder, {matrix.target for matrix in matrices})
     planned: dict[Unit, set[str]] = {}
     for matrix in matrices:
+        for name in ("attacks", "defences", "rates", "models", "seeds"):
+            if not getattr(matrix, name):
+                raise BenchmarkError(f"--{name} names nothing; give it one at least, or leave it out")
         matrix = replace(matrix, attacks=_attacks(matrix.attacks), defences=_defences(matrix.defences))
         if not all(0 < rate < 1 for rate in matrix.rates):
             raise BenchmarkError("a rate is a share between 0 and 1; the unpoisoned folder is the attack none")
         if matrix.per_class < 1 or matrix.budget <= 0:
             raise BenchmarkError("the images per class and the budget have to be more than 0")
+        try:
+            apply_overrides(Config(), matrix.overrides)
+        except ValueError as error:
+            raise BenchmarkError(f"--override makes no sense: {error}") from error
         for unit in matrix.units(folders):
             planned.setdefault(unit, set()).update(matrix.defences)
     if not planned:

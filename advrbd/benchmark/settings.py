@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from types import NoneType
-from typing import TYPE_CHECKING, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from advrbd.config import Config
 from advrbd.errors import BenchmarkError
@@ -31,12 +31,20 @@ def parse_overrides(texts: list[str]) -> tuple[tuple[str, Value], ...]:
 
 
 def apply_overrides(settings: Settings, overrides: tuple[tuple[str, Value], ...]) -> Settings:
-    """A copy of the dataclass ``settings`` with the named fields changed, however deep they lie."""
+    """A copy of the dataclass ``settings`` with the named fields changed, however deep they lie.
+
+    Those of a stage are changed at once, since one may make sense with another alone. Raises ``ValueError``.
+    """
+    changed: dict[str, Any] = {}
+    stages: dict[str, tuple[tuple[str, Value], ...]] = {}
     for name, value in overrides:
         first, _, rest = name.partition(".")
-        inner = apply_overrides(getattr(settings, first), ((rest, value),)) if rest else value
-        settings = replace(settings, **{first: inner})
-    return settings
+        if rest:
+            stages[first] = (*stages.get(first, ()), (rest, value))
+        else:
+            changed[first] = value
+    inner = {first: apply_overrides(getattr(settings, first), some) for first, some in stages.items()}
+    return replace(settings, **changed, **inner)
 
 
 def shown(value: Value) -> str:
