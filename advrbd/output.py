@@ -5,10 +5,7 @@ for a class; quarantined files go to a folder of their own. Files are copied byt
 they are still the bytes that were scanned.
 """
 
-import csv
 import errno
-import io
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,7 +16,8 @@ from pathlib import Path
 from advrbd.data.folder import OK, VANISHED, FolderIndex, Read
 from advrbd.errors import OutputError
 from advrbd.reports.report import FileResult, Report
-from advrbd.reports.tables import COLUMNS, csv_cell, row
+from advrbd.reports.tables import COLUMNS, row
+from advrbd.reports.text import csv_bytes, json_bytes
 from advrbd.writing import Names, NewFolder, in_class, printable
 
 MANIFEST = "advrbd-manifest.json"
@@ -136,7 +134,7 @@ def written_folder(
                 elif refusal := _place(index, read, entry, place / entry.written, link_mode):
                     copied[refusal] += 1
             manifest["copied_instead"] = dict(sorted(copied.items()))
-            (place / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            (place / MANIFEST).write_bytes(json_bytes(manifest))
         yield manifest
 
 
@@ -163,16 +161,13 @@ def link_cautions(manifest: dict) -> tuple[str, ...]:
 
 def decisions_csv(report: Report, decisions: tuple[Decision, ...]) -> bytes:
     """The CSV report of a clean: the rows of ``scan``'s for suspects and unread files, and what was done with each."""
-    made = {entry.source: entry for entry in decisions}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*COLUMNS, "action", "written"))
+    made, rows = {entry.source: entry for entry in decisions}, []
     for file in report.files:
         if file.suspect or file.status != OK:
-            entry, done = row(file), made[file.path]
-            written = "" if done.written is None else printable(f"./{done.written}")
-            writer.writerow([csv_cell(entry[column]) for column in COLUMNS] + [done.action, written])
-    return text.getvalue().encode()
+            done = made[file.path]
+            written = None if done.written is None else printable(f"./{done.written}")
+            rows.append(row(file) | {"action": done.action, "written": written})
+    return csv_bytes((*COLUMNS, "action", "written"), rows)
 
 
 def emptied_classes(index: FolderIndex, decisions: tuple[Decision, ...]) -> tuple[str, ...]:

@@ -6,10 +6,7 @@ the very file that the manifest names. It tells what was changed since by accide
 the manifest too can't be noticed, so the result holds its SHA-256 to compare with one that was kept elsewhere.
 """
 
-import csv
 import hashlib
-import io
-import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +19,7 @@ from advrbd.events import Notify, Progress, ignore
 from advrbd.manifest import Entry, Manifest, read_manifest
 from advrbd.output import MANIFEST
 from advrbd.reading import NotAFileError, open_regular
+from advrbd.reports.text import csv_bytes, json_bytes
 from advrbd.writing import printable
 
 SCHEMA = "advrbd.verification/1"
@@ -99,12 +97,10 @@ def verify(path: str | os.PathLike, notify: Notify = ignore) -> Verification:
 
 def render(verification: Verification, form: str) -> bytes:
     """The report in one of ``FORMATS``, a row per difference; paths start with ``./`` and are escaped."""
-    rows = [(kind, printable(f"./{path}")) for kind, path in verification.differences]
+    rows = [{"difference": kind, "path": printable(f"./{path}")} for kind, path in verification.differences]
     match form:
         case "csv":
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-            return text.getvalue().encode()
+            return csv_bytes(COLUMNS, rows)
         case "json":
             whole = {
                 "schema": SCHEMA,
@@ -112,9 +108,9 @@ def render(verification: Verification, form: str) -> bytes:
                 "files": verification.files,
                 "link_mode": verification.link_mode,
                 "manifest_sha256": verification.manifest_sha256,
-                "differences": [dict(zip(COLUMNS, entry, strict=True)) for entry in rows],
+                "differences": rows,
             }
-            return (json.dumps(whole, indent=1) + "\n").encode()
+            return json_bytes(whole)
     raise ValueError(f"unknown format {form!r}")
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from advrbd.errors import WorkDirError
+from advrbd.reports.text import json_bytes
 from advrbd.writing import write_whole
 
 RUN = "run.json"
@@ -71,7 +72,7 @@ class WorkDir(Steps):
             self._check(self._known(held))
             self._tidy()
             self.kept = sum(name.endswith(SUFFIX) for name in held)
-            write_whole(self.path / RUN, (json.dumps(self._run, indent=1) + "\n").encode())
+            write_whole(self.path / RUN, json_bytes(self._run))
         except BaseException as error:
             self._lock.release()
             if isinstance(error, OSError):

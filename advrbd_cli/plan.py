@@ -1,8 +1,8 @@
 """``advrbd scan --dry-run``: the plan of a scan, in words or as JSON."""
 
-import json
 from typing import TYPE_CHECKING
 
+from advrbd.reports.text import json_bytes
 from advrbd_cli import console, options
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def show(plan: "Plan", form: options.Format | None) -> None:
     """The plan as lines on stderr, or as a JSON object on stdout where that was asked for."""
     if form == options.Format.json:
-        console.to_stdout((json.dumps(plan.as_dict(), indent=1) + "\n").encode())
+        console.to_stdout(json_bytes(plan.as_dict()))
     else:
         for line in _lines(plan):
             console.say(line)

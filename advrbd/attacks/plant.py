@@ -1,7 +1,5 @@
 """Plant a backdoor: write a copy of an image folder with some of its images poisoned, and the truth beside it."""
 
-import csv
-import io
 import os
 from collections import Counter
 from contextlib import ExitStack
@@ -18,7 +16,7 @@ from advrbd.data.folder import OK, FolderIndex, ImageFile, lost_in_words
 from advrbd.data.sources import index_class_folders
 from advrbd.errors import DatasetError
 from advrbd.events import Caution, Notify, Progress, ignore
-from advrbd.reports.tables import csv_cell
+from advrbd.reports.text import csv_bytes
 from advrbd.writing import Names, NewFolder, check_target_file, check_target_folder, in_class, printable, write_whole
 
 TELL_EVERY = 100  # images
@@ -159,11 +157,14 @@ def _stamp_file(data: bytes, destination: Path, stamp: Stamp, generator: np.rand
 
 
 def _truth_csv(planted: list[PlantedFile]) -> bytes:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(TRUTH_COLUMNS)
-    for file in sorted(planted, key=lambda entry: entry.path):
-        paths = printable(f"./{file.path}"), printable(f"./{file.original_path}")
-        labels = (csv_cell(printable(label)) for label in (file.label, file.original_label))
-        rows.writerow((paths[0], file.role, *labels, paths[1]))
-    return text.getvalue().encode()
+    rows = (
+        {
+            "path": printable(f"./{file.path}"),
+            "role": file.role,
+            "label": printable(file.label),
+            "original_label": printable(file.original_label),
+            "original_path": printable(f"./{file.original_path}"),
+        }
+        for file in sorted(planted, key=lambda entry: entry.path)
+    )
+    return csv_bytes(TRUTH_COLUMNS, rows)

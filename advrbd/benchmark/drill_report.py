@@ -1,14 +1,11 @@
 """The report of a drill as CSV, JSON and plain text, and what it means in a sentence."""
 
-import csv
-import io
-import json
 import math
 from collections.abc import Sequence, Set
 
 from advrbd.benchmark.drill import DID_NOT_TAKE, FALSE_ALARM, FOUND, Drilled
-from advrbd.reports.tables import csv_cell
-from advrbd.writing import escaped, printable
+from advrbd.reports.text import csv_bytes, json_bytes, table_bytes
+from advrbd.writing import printable
 
 SCHEMA = "advrbd.drill/1"
 COLUMNS = (
@@ -41,11 +38,7 @@ def render(drilled: Sequence[Drilled], form: str) -> bytes:
     rows = [row(entry) for entry in drilled]
     match form:
         case "csv":
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows([csv_cell(entry[column]) for column in COLUMNS] for entry in rows)
-            return text.getvalue().encode()
+            return csv_bytes(COLUMNS, rows)
         case "json":
             attacks = [
                 one | {"cautions": entry.cautions, "run": _without(entry.run, SHARED)}
@@ -58,12 +51,9 @@ def render(drilled: Sequence[Drilled], form: str) -> bytes:
                 "attacks": attacks,
                 "run": _without(run, set(run) - SHARED),
             }
-            return (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
+            return json_bytes(whole)
         case "table":
-            shown = [COLUMNS, *(tuple(escaped(csv_cell(entry[column])) for column in COLUMNS) for entry in rows)]
-            widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-            lines = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in shown)
-            return ("\n".join(lines) + "\n").encode()
+            return table_bytes(COLUMNS, rows)
     raise ValueError(f"unknown format {form!r}")
 
 

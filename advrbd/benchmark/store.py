@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from advrbd.errors import BenchmarkError
+from advrbd.reports.text import json_bytes
 from advrbd.writing import write_whole
 
 SCHEMA = "advrbd.experiment/1"
@@ -19,7 +20,7 @@ def path_of(name: str, work: Path) -> Path:
 def write_unit(result: dict, work: Path) -> None:
     """Write ``result`` to its place in ``work``, whole or not at all."""
     whole = _without_nan({"schema": SCHEMA} | result)
-    write_whole(path_of(result["name"], work), (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
+    write_whole(path_of(result["name"], work), json_bytes(whole))
 
 
 def add_to_unit(known: dict, more: dict) -> dict:

@@ -18,6 +18,7 @@ from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import ReportError
 from advrbd.reading import keys_once, read_regular
 from advrbd.reports.report import VERDICTS, FileResult, Report
+from advrbd.reports.text import csv_bytes, json_bytes, of_cell, table_bytes
 from advrbd.writing import escaped, printable
 
 SCHEMA = "advrbd.report/1"
@@ -26,7 +27,6 @@ FLAGS = {"true": True, "false": False}  # in any case: spreadsheets write TRUE
 FORMATS = ("csv", "json", "jsonl", "table")
 MAX_REPORT_BYTES = 2 * 2**30  # several million files
 SHA256 = re.compile("[0-9a-f]{64}")
-FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet runs, and what looks like one that was kept from it
 
 
 def render(report: Report, form: str, all_files: bool = False) -> bytes:
@@ -34,7 +34,7 @@ def render(report: Report, form: str, all_files: bool = False) -> bytes:
     rows = [row(file) for file in report.files if all_files or file.suspect or file.status != OK]
     match form:
         case "csv":
-            return _csv(rows)
+            return csv_bytes(COLUMNS, rows)
         case "jsonl":
             return "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in rows).encode()
         case "json":
@@ -53,9 +53,9 @@ def render(report: Report, form: str, all_files: bool = False) -> bytes:
                 ],
                 "run": report.run,
             }
-            return (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
+            return json_bytes(whole)
         case "table":
-            return _text(rows)
+            return table_bytes(COLUMNS[:-1], rows)
     raise ValueError(f"unknown format {form!r}")
 
 
@@ -71,42 +71,6 @@ def row(file: FileResult) -> dict:
         "status": file.status,
         "sha256": file.sha256,
     }
-
-
-def csv_cell(value: object) -> str:
-    """A value as CSV text: fixed four decimals, true/false, nothing for None.
-
-    Class names come from the folder too: one that a spreadsheet would take for a formula gets a leading apostrophe, and
-    so does one that looks as if it had got it: no two names are alike (``_of_cell``).
-    """
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    text = str(value)
-    return f"'{text}" if FORMULA.match(text) else text
-
-
-def _of_cell(text: str) -> str:
-    """The text that ``csv_cell`` made a cell of."""
-    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
-
-
-def _csv(rows: list[dict]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([csv_cell(entry[column]) for column in COLUMNS] for entry in rows)
-    return text.getvalue().encode()
-
-
-def _text(rows: list[dict]) -> bytes:
-    shown = [COLUMNS[:-1]] + [tuple(escaped(csv_cell(entry[column])) for column in COLUMNS[:-1]) for entry in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in shown)
-    return ("\n".join(lines) + "\n").encode()
 
 
 @dataclass(frozen=True)
@@ -249,7 +213,7 @@ def _contents_of(text: str, empty: bool) -> tuple[list[dict], dict]:
         rows = list(reader)
         if any(None in entry or None in entry.values() for entry in rows):
             raise ValueError("a row with other columns than the header")
-        return [entry | {"label": _of_cell(entry["label"])} for entry in rows], {}
+        return [entry | {"label": of_cell(entry["label"])} for entry in rows], {}
     first, _, rest = text.partition("\n")
     if first.endswith("}") and "schema" not in _json(first):
         return [_json(line) for line in (first, *rest.splitlines())], {}
