@@ -6,7 +6,6 @@ The paper's own constants are not known; these were chosen by experiment (exampl
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 MAX_SEED = 2**63 - 1  # torch draws from 64 bits, and fails on more only once everything is decoded
 
@@ -259,7 +258,7 @@ class Config:
         return asdict(self)
 
 
-def _check_positive(settings: Any, *names: str) -> None:
+def _check_positive(settings: object, *names: str) -> None:
     """Raise ``ValueError`` for one of the fields ``names`` that is no number from 1 on, nor made of such."""
     for name in names:
         value = getattr(settings, name)
