@@ -124,9 +124,9 @@ def start(unit: Unit, work: Path, name: str, notify: Notify = ignore) -> str:
     finally:  # where this process is told to end; one that is over already doesn't mind
         child.kill()
         child.join()
-    if child.exitcode in (0, REFUSED):
-        return reason if child.exitcode else ""
-    return f"its process ended with exit code {child.exitcode}"
+    if child.exitcode == REFUSED and reason:
+        return reason
+    return f"its process ended with exit code {child.exitcode}" if child.exitcode else ""
 
 
 def work_on(unit: Unit, work: Path, name: str, notify: Notify = ignore) -> None:
