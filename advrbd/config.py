@@ -37,7 +37,6 @@ class TrainingSettings:
     batch_size: int = 128
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
     flip: bool = True
     shift: float = 0.0
     rise: float = 0.2

@@ -173,7 +173,7 @@ def test_the_default_objective_is_the_cross_entropy_and_another_one_is_used(run)
         own.train(network, EXAMPLES[:64], short(1, 0.05), "train", objective=objective)
         return own.infer(network, EXAMPLES[:64]).logits
 
-    assert torch.equal(trained(None), trained(cross_entropy()))
+    assert torch.equal(trained(None), trained(cross_entropy))
     assert not torch.equal(trained(None), trained(ascent))
 
 

@@ -34,7 +34,7 @@ from advrbd.events import Caution, Note, Progress
 from advrbd.reports.report import CLEAN, POISONED, ClassVerdict, FileResult, Report
 from advrbd_cli.app import main
 
-TOO_MANY = ("learning_rate", "weight_decay", "label_smoothing", "shift", "rise")
+TOO_MANY = ("learning_rate", "weight_decay", "shift", "rise")
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from advrbd.method.look import _check_separation
 from advrbd.method.separation import Split, separate
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
-from advrbd.model.inference import Outputs
 from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, UNEXAMINED
 
@@ -122,7 +121,7 @@ def test_images_that_all_look_alike_are_not_cut():
     features = torch.randn(80, 8, generator=torch.Generator().manual_seed(0))
     features[labels == 1] = 1.0
     splits = separate(
-        Outputs(features, features),
+        features,
         labels,
         torch.ones(80, dtype=torch.bool),
         SeparationSettings(),

@@ -43,7 +43,7 @@ def trained(name: str, objective: Objective | None) -> tuple[torch.Tensor, torch
 def test_a_recorded_step_trains_as_a_plain_one(name):
     """As far as rounding lets it: the plain ones end within a few per cent of it, and repeat themselves exactly."""
     moved, statistics, loss = trained(name, None)
-    plainly_moved, plain_statistics, plain_loss = trained(name, cross_entropy())
+    plainly_moved, plain_statistics, plain_loss = trained(name, cross_entropy)
     assert loss == pytest.approx(plain_loss, abs=0.1)
     assert (moved - plainly_moved).norm() < 0.15 * plainly_moved.norm()
     assert (statistics - plain_statistics).norm() < 0.05 * plain_statistics.norm()

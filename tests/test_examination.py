@@ -30,7 +30,7 @@ def cut_in_two(generator, seeds: torch.Tensor) -> Split:
     features = torch.randn(400, 10, generator=generator) + 5.0 * labels[:, None]
     features[PLANTED] += 6.0 * torch.eye(10)[0]
     settings = SeparationSettings(parts=(2,), examined=(1,))
-    splits = separate(Outputs(torch.zeros(400, 3), features), labels, seeds, settings, generator)
+    splits = separate(features, labels, seeds, settings, generator)
     return next(split for split in splits if split.label == 1)
 
 
@@ -58,7 +58,7 @@ def test_poisoned_seeds_put_the_planted_half_second_but_do_not_lose_it(generator
 def test_only_a_class_cut_in_two_has_another_half(generator):
     labels, features = torch.zeros(200, dtype=torch.int64), torch.randn(200, 10, generator=generator)
     settings = SeparationSettings(parts=(4,), examined=(1,))
-    splits = separate(Outputs(torch.zeros(200, 1), features), labels, labels == 0, settings, generator)
+    splits = separate(features, labels, labels == 0, settings, generator)
     assert splits
     assert all(split.turned is None for split in splits)
 
@@ -226,7 +226,7 @@ def test_the_classes_are_cut_side_by_side_and_alike_by_any_number_of_threads(mon
     def groups(threads: int) -> list[list[int]]:
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
         own = torch.Generator().manual_seed(1)
-        return [split.group.tolist() for split in separate(outputs, labels, seeds, SeparationSettings(), own)]
+        return [split.group.tolist() for split in separate(outputs.features, labels, seeds, SeparationSettings(), own)]
 
     monkeypatch.setattr(advrbd.method.separation, "ThreadPoolExecutor", pool)
     assert groups(1) == groups(16) != []

@@ -98,7 +98,7 @@ def test_separation_finds_the_planted_group_and_puts_it_up_for_examination(gener
     outputs, labels, group = planted_features(generator, planted)
     seeds = (torch.rand(len(labels), generator=generator) < 0.2) & ~group
     chosen = candidates(
-        separate(outputs, labels, seeds, SeparationSettings(), generator), of_classes(3), SeparationSettings()
+        separate(outputs.features, labels, seeds, SeparationSettings(), generator), of_classes(3), SeparationSettings()
     )
     best = max(chosen, key=lambda split: split.bimodality)
     assert best.label == 1
@@ -112,7 +112,7 @@ def test_the_core_of_a_part_that_overlaps_its_class_holds_hardly_any_strangers(g
 
     def part(sure: float) -> torch.Tensor:
         settings = SeparationSettings(parts=(2,), examined=(1,), sure=sure, farthest=1.0)
-        splits = separate(outputs, labels, seeds, settings, torch.Generator().manual_seed(0))
+        splits = separate(outputs.features, labels, seeds, settings, torch.Generator().manual_seed(0))
         return next(split.group for split in splits if split.label == 1)
 
     whole, core = part(0.0), part(0.9)
@@ -130,7 +130,7 @@ def test_of_a_group_that_is_a_small_part_of_its_class_those_are_learned_that_are
 
     def core(**settings) -> torch.Tensor:
         how = SeparationSettings(parts=(2,), examined=(1,), sure=0.0, **settings)  # so that some strangers are left
-        splits = separate(outputs, labels, seeds, how, torch.Generator().manual_seed(0))
+        splits = separate(outputs.features, labels, seeds, how, torch.Generator().manual_seed(0))
         return next(split.group for split in splits if split.label == 1)
 
     whole, farthest = core(farthest=1.0), core()
@@ -215,7 +215,7 @@ def test_of_many_classes_relatively_more_large_groups_are_examined():
 
 def test_classes_too_small_to_split_are_passed_over(generator):
     outputs, labels, group = planted_features(generator, planted=3, class_size=15)
-    assert separate(outputs, labels, ~group, SeparationSettings(minimum_group=10), generator) == ()
+    assert separate(outputs.features, labels, ~group, SeparationSettings(minimum_group=10), generator) == ()
 
 
 def test_unlearning_draws_every_label_but_the_own_one_and_learning_never_changes_it(generator):

@@ -38,7 +38,6 @@ from advrbd.method.second_opinion import second_opinion
 from advrbd.method.separation import Split, candidates, separate
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
-from advrbd.model.inference import Outputs
 from advrbd.model.run import Run
 from advrbd.preparation import prepare
 from advrbd.reports.report import POISONED, UNEXAMINED, FileResult
@@ -129,7 +128,7 @@ def classes_of_features(draw):
 def test_separation_gives_parts_of_classes_and_finite_figures_whatever_the_features(drawn):
     features, labels, seeds = drawn
     before = features.clone(), seeds.clone()
-    splits = separate(Outputs(features, features), labels, seeds, QUICK, torch.Generator().manual_seed(0))
+    splits = separate(features, labels, seeds, QUICK, torch.Generator().manual_seed(0))
     assert torch.equal(features, before[0]) and torch.equal(seeds, before[1])
     for split in splits:
         size, most = len(split.group), int((labels == split.label).sum()) - QUICK.minimum_group
@@ -149,7 +148,7 @@ def test_a_class_whose_seeds_are_all_copies_of_the_control_is_cut_all_the_same()
     labels, features = evenly(120), torch.randn(120, 8, generator=generator)
     features[50:60] += 20  # the planted ones of the second class
     seeds = torch.tensor(labels) != 1
-    splits = separate(Outputs(features, features), torch.tensor(labels), seeds, SeparationSettings(), generator)
+    splits = separate(features, torch.tensor(labels), seeds, SeparationSettings(), generator)
     clearest = max((split for split in splits if split.label == 1), key=lambda split: split.bimodality)
     assert clearest.group.tolist() == list(range(50, 60))
 

@@ -61,7 +61,7 @@ def _rounds(case: Case, run: Run, network: Network, examples: torch.Tensor, part
     """
     config, label = case.unit.config, case.unit.target
     labels = run.labels[examples]
-    splits = separate(run.infer(network, examples), labels, parts.seeds, config.separation, run.generator)
+    splits = separate(run.infer(network, examples).features, labels, parts.seeds, config.separation, run.generator)
     groups = [split for split in splits if split.label == label]
     if case.attack is None or not groups:
         return []

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from advrbd.config import DecodingSettings
 from advrbd.data.decoding import decode
 from advrbd.data.folder import MAX_FILE_BYTES, NOT_A_FILE, OK, REFUSED_LINK, TOO_LARGE, VANISHED, Read, Store
 from advrbd.reading import NotAFileError, open_regular
@@ -66,9 +65,7 @@ def _place_of(descriptor: int, real: str) -> str:
         return real
 
 
-def read_image(
-    path: Path, size: int | None, max_pixels: int = DecodingSettings.max_pixels
-) -> tuple[np.ndarray | None, str, str]:
+def read_image(path: Path, size: int | None) -> tuple[np.ndarray | None, str, str]:
     """Decode one file in this process: its pixels uint8 [H, W, 3], at ``size`` unless that is None, status, hash.
 
     For files of one's own, or that a scan has decoded already: what they do to a decoder they do to this process.
@@ -77,5 +74,5 @@ def read_image(
     data, status, sha256 = read_file(path)
     if data is None:
         return None, status, sha256
-    image, status = decode(data, size, max_pixels)
+    image, status = decode(data, size)
     return None if image is None else np.asarray(image), status, sha256

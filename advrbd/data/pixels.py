@@ -25,6 +25,7 @@ from advrbd.events import Notify, Progress, ignore
 from advrbd.memory import Memory, choose_memory, in_words
 
 DEFAULTS = DecodingSettings()
+ASKED, MEASURED, TIMED = 2000, 200, 100  # images at most: for the mean, for the side, for the time of decoding
 IN_FLIGHT, IN_FLIGHT_BYTES = 1024, 32 * 2**20  # decoded files that may wait for one before them
 BATCH, BATCH_BYTES = 16, 4 * 2**20  # what a process gets at once: waiting for it file by file takes longer
 
@@ -55,10 +56,10 @@ class Pixels:
         return chosen.permute(0, 3, 1, 2).float().div_(255)
 
     def statistics(
-        self, examples: torch.Tensor, generator: torch.Generator, sample: int = 2000
+        self, examples: torch.Tensor, generator: torch.Generator
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel, in [0, 1], over a random sample of ``examples`` (int64)."""
-        chosen = examples[torch.randperm(len(examples), generator=generator)[:sample]]
+        chosen = examples[torch.randperm(len(examples), generator=generator)[:ASKED]]
         images = self.batch(chosen, torch.device("cpu"))
         std = images.std(dim=(0, 2, 3)).clamp_min(0.05)
         return tuple(images.mean(dim=(0, 2, 3)).tolist()), tuple(std.tolist())
@@ -144,11 +145,11 @@ def _batches(files: Sequence[ImageFile], read: Read) -> Iterator[list[tuple[byte
     yield batch
 
 
-def typical_side(index: FolderIndex, settings: DecodingSettings = DEFAULTS, sample: int = 200) -> int:
+def typical_side(index: FolderIndex, settings: DecodingSettings = DEFAULTS) -> int:
     """Median side, in pixels, of a sample of the images, from their headers alone."""
     sides = []
     with opened(index.place) as read, Decoders(settings, 1) as decoders:
-        for batch in _batches(_some(index, sample), read):
+        for batch in _batches(_some(index, MEASURED), read):
             sizes = decoders.measure([data for data, _, _ in batch if data is not None])
             sides += [(width * height) ** 0.5 for width, height in sizes]
     if not sides:
@@ -156,9 +157,9 @@ def typical_side(index: FolderIndex, settings: DecodingSettings = DEFAULTS, samp
     return max(1, round(float(np.median(sides))))
 
 
-def decoding_seconds(index: FolderIndex, size: int, settings: DecodingSettings = DEFAULTS, sample: int = 100) -> float:
+def decoding_seconds(index: FolderIndex, size: int, settings: DecodingSettings = DEFAULTS) -> float:
     """How long ``load`` is going to take, in seconds, by a sample of the images."""
-    chosen, count = _some(index, sample), len(index.files)
+    chosen, count = _some(index, TIMED), len(index.files)
     with opened(index.place) as read, Decoders(settings, 1) as decoders:
         decoders.measure([b""])  # its start doesn't count
         started = time.perf_counter()

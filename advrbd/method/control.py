@@ -67,7 +67,7 @@ def find_control(
     """
     run = control.run
     planted = torch.isin(examples, control.examples)
-    splits = separate(outputs, run.labels[examples], parts.seeds, config.separation, run.generator)
+    splits = separate(outputs.features, run.labels[examples], parts.seeds, config.separation, run.generator)
     chosen = candidates(splits, run.labels[examples[~planted]], config.separation)
     for split in chosen:
         inside = int(planted[split.group].sum())

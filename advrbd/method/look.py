@@ -109,7 +109,7 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
     outputs, seeds = Predictions(outputs.classes[:count], outputs.features[:count]), parts.seeds[:count]
     if findings.looks == 1:
         _check_learned(run, outputs, labels, findings)
-    splits = separate(outputs, labels, seeds, config.separation, run.generator)
+    splits = separate(outputs.features, labels, seeds, config.separation, run.generator)
     if findings.looks == 1:
         _check_separation(run, labels, splits, config, findings)
     chosen = candidates(splits, labels, config.separation)

@@ -20,7 +20,6 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
 from advrbd.config import SeparationSettings
-from advrbd.model.inference import Outputs, Predictions
 
 
 @dataclass(frozen=True)
@@ -48,17 +47,18 @@ class Split:
 
 
 def separate(
-    outputs: Outputs | Predictions,
+    features: torch.Tensor,
     labels: torch.Tensor,
     seeds: torch.Tensor,
     settings: SeparationSettings,
     generator: torch.Generator,
 ) -> tuple[Split, ...]:
-    """Cut every class of M images in parts, given their ``outputs``, ``labels`` int64 [M] and ``seeds`` bool [M].
+    """Cut every class of M images in parts, given their ``features`` float [M, F], all finite, ``labels`` int64 [M] and
+    ``seeds`` bool [M].
 
-    Classes with fewer than twice ``settings.minimum_group`` images are passed over. Features have to be finite.
+    Classes with fewer than twice ``settings.minimum_group`` images are passed over.
     """
-    whitened, is_seed = _whiten(outputs.features, labels, seeds).numpy(), seeds.numpy()
+    whitened, is_seed = _whiten(features, labels, seeds).numpy(), seeds.numpy()
     cuts = []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten().numpy()

@@ -38,11 +38,9 @@ Objective = Callable[[Network, torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps the network, a batch float [B, 3, S, S] in [0, 1] and its labels int64 [B] to the loss that a step lowers."""
 
 
-def cross_entropy(label_smoothing: float = 0.0) -> Objective:
+def cross_entropy(network: Network, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The objective of plain learning: the mean cross-entropy of the batch."""
-    return lambda network, images, labels: functional.cross_entropy(
-        network(images).float(), labels, label_smoothing=label_smoothing
-    )
+    return functional.cross_entropy(network(images).float(), labels)
 
 
 def train(
@@ -59,7 +57,7 @@ def train(
 ) -> float:
     """Train ``network`` in place on the images ``examples`` (int64 [M]) and return the last epoch's mean loss.
 
-    The loss is the ``objective``, by default the cross-entropy with ``settings.label_smoothing``. Several processes
+    The loss is the ``objective``, by default the cross-entropy. Several processes
     share each batch; who brings an ``objective``, which can't be told to others, trains in this one alone.
 
     SGD with Nesterov momentum for networks with batch normalisation, AdamW for the others; the learning rate rises
@@ -137,7 +135,7 @@ def _learner(
     half_precise = device.autocast_dtype is torch.float16
     # an objective of somebody else may draw or decide something anew in each step
     recorded = device.device.type == "cuda" and not half_precise and peers.count == 1 and objective is None
-    lowered = objective or cross_entropy(settings.label_smoothing)
+    lowered = objective or cross_entropy
     optimizer = _optimizer(network, settings, device, recorded)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _triangle(steps, settings.rise))
     scaler = torch.amp.GradScaler(device.device.type, enabled=half_precise)
