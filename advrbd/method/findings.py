@@ -78,7 +78,7 @@ def as_report(index: FolderIndex, findings: Findings, run_block: dict) -> Report
             counts[name],
             suspected[name],
             findings.verdicts.get(label, UNEXAMINED),
-            findings.evidence.get(label, {}),
+            {name: round(figure, 3) for name, figure in findings.evidence.get(label, {}).items()},
         )
         for label, name in enumerate(index.classes)
     )

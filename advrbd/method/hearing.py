@@ -44,8 +44,7 @@ def hear_suspects(
         raised = findings.suspects[members] & ~unseen
         findings.carries[members[raised]] = heard.carries[raised]  # whoever hears them later keeps them
         findings.verdicts[label] = verdict_on(heard.conviction)
-        figures = {"denied": heard.denied, "affinity": affinity, "conviction": heard.conviction}
-        findings.evidence[label] |= {name: round(figure, 3) for name, figure in figures.items()}
+        findings.evidence[label] |= {"denied": heard.denied, "affinity": affinity, "conviction": heard.conviction}
         if label in doubted:
             findings.score[doubted[label].held] = heard.conviction * findings.carries[doubted[label].held]
             if affinity < settings.affinity_limit:

@@ -165,7 +165,7 @@ class Hearing:
         least = float(self._usual.quantile(0.5)) - LEAST_SPREAD
         for label, before in left.found.convictions.items():
             evidence = findings.evidence[label]
-            if findings.verdicts[label] != SUSPICIOUS or evidence.get("conviction") != round(before, 3):
+            if findings.verdicts[label] != SUSPICIOUS or evidence.get("conviction") != before:
                 continue
             carriers = (run.labels[left.examples] == label) & (left.found.carries > 0.5)
             heard = (carriers & self._groups.unknown).nonzero().flatten()
@@ -174,7 +174,7 @@ class Hearing:
             affinity = self._affinity(label, heard)
             after = reconsidered(before, affinity, self._config.identification)
             if affinity >= least and verdict_on(after) == CLEAN:
-                evidence |= {"affinity": round(affinity, 3), "conviction": round(after, 3)}
+                evidence |= {"affinity": affinity, "conviction": after}
                 findings.verdicts[label] = CLEAN
                 findings.score[run.labels == label] *= after / before
                 run.notify(Note(f"{run.class_name(label)!r}: what made it suspicious shows what its label says"))

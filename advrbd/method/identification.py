@@ -51,7 +51,7 @@ def identify(
     for label in dict.fromkeys(split.label for split in splits):
         members = labels == label
         clearest = max((split for split in splits if split.label == label), key=lambda split: split.bimodality)
-        evidence[label] = {"bimodality": round(clearest.bimodality, 3), "distance": round(clearest.distance, 3)}
+        evidence[label] = {"bimodality": clearest.bimodality, "distance": clearest.distance}
         examined = [entry for entry in enhanced if entry.label == label]
         if not examined:  # others stood out more, and a split alone convicts nobody
             verdicts[label] = CLEAN
@@ -60,8 +60,8 @@ def identify(
         sharpest = min(examined, key=lambda entry: entry.ambiguity)
         convictions[label] = conviction = _conviction(sharpest.ambiguity, settings)
         verdicts[label] = verdict_on(conviction)
-        ambiguity = round(min(sharpest.ambiguity, 99.0), 3)
-        evidence[label] |= {"groups": len(examined), "ambiguity": ambiguity, "conviction": round(conviction, 3)}
+        ambiguity = min(sharpest.ambiguity, 99.0)  # a report's numbers are finite
+        evidence[label] |= {"groups": len(examined), "ambiguity": ambiguity, "conviction": conviction}
         carries[members] = moved(sharpest.probability[members], log(1 / settings.even_odds - 1))
         score[members] = conviction * carries[members]
     return Identification(carries, score, convictions, verdicts, evidence)
