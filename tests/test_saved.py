@@ -20,9 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from advrbd.data.files import read_image
 from advrbd.errors import ModelError
+from advrbd.method.gate import Check
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec, Network, build, choose_model
 from advrbd.model.saved import load_model, loading_code, save_model
+from advrbd.pipeline import Cleaned
+from advrbd.reports.report import Report
 from advrbd.writing import printable
 
 CPU = choose_device("cpu")
@@ -210,7 +213,8 @@ def test_names_stay_names_whatever_is_in_them(small, classes, path, model):
 def test_a_saved_model_comes_back_with_its_classes_and_answers(tmp_path):
     spec = ModelSpec("test_resnet", 3, 16, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
     network = build(spec, CPU, torch.Generator().manual_seed(0)).eval()
-    save_model(tmp_path / "model.safetensors", network, spec, ("cat", "dog", "eel"))
+    cleaned = Cleaned(Report((), ()), (), Check("good", (), ()), {}, network, spec, ("cat", "dog", "eel"), ())
+    cleaned.save_model(tmp_path / "model.safetensors")
     loaded, classes = load_model(tmp_path / "model.safetensors")
     images = torch.rand(4, 3, 16, 16)
     with torch.no_grad():
