@@ -1,5 +1,5 @@
-"""All settings of a run: one frozen dataclass per stage. They reach the report as they are; what no run could work
-with is a ``ValueError``.
+"""All settings of a run: one frozen dataclass per stage. They reach the report as they are; counts that no run
+could work with are a ``ValueError``.
 
 The paper's own constants are not known; these were chosen by experiment (examples/reproduce/experiments.md).
 """
@@ -7,7 +7,7 @@ The paper's own constants are not known; these were chosen by experiment (exampl
 import math
 from dataclasses import asdict, dataclass, field, replace
 
-MAX_SEED = 2**63 - 1  # torch draws from 64 bits, and fails on more only once everything is decoded
+MAX_SEED = 2**63 - 1  # half of what torch takes, which fails only once everything is decoded
 
 
 @dataclass(frozen=True)

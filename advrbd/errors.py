@@ -42,10 +42,12 @@ class DeviceError(AdvrbdError):
     """The device that was asked for isn't there, or has too little memory."""
 
 
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # on a GPU, a CPU, a CPU under Windows
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch had no memory left. It has a type of its own for that on a GPU only, and isn't imported here."""
-    said = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 class PeerLostError(DeviceError):

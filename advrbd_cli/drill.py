@@ -1,5 +1,6 @@
 """``advrbd drill``: does the scanner find known attacks in this very folder?"""
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,6 +73,7 @@ def drill(
     model: options.Model = "auto",
     device: options.DeviceName = "auto",
     image_size: options.ImageSize = None,
+    max_pixels: options.MaxPixels = options.MAX_PIXELS,
     pretrained: options.Pretrained = False,
     seed: options.Seed = 0,
     config_file: options.ConfigFile = None,
@@ -96,9 +98,10 @@ def drill(
 
     from advrbd.benchmark.drill import drill as run_drill
     from advrbd.benchmark.drill_report import meaning, passed
-    from advrbd.config import Config
+    from advrbd.config import Config, DecodingSettings
 
     config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
+    config = replace(config, decoding=DecodingSettings(max_pixels))
     drilled: list[Drilled] = []
     try:
         with console.Narrator(progress) as narrator:

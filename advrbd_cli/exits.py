@@ -60,7 +60,7 @@ def _outcome(program: Callable[..., int | None]) -> int:
         console.error(f"{type(error).__name__}: {error}")
     except Exception as error:
         if is_out_of_memory(error):
-            console.error("the device ran out of memory; try a smaller --image-size or --model, or --device cpu")
+            console.error("no memory was left; try a smaller --image-size or --model, or on a GPU --device cpu")
             return FAILED
         if console.state.verbose:
             traceback.print_exc(file=console.stderr.file)

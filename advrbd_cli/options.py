@@ -41,7 +41,7 @@ Data = Annotated[
     ),
 ]
 Model = Annotated[
-    str, typer.Option(help="Any timm classification model, or auto.", rich_help_panel="Model", metavar="NAME")
+    str, typer.Option(help="Nearly any timm classification model, or auto.", rich_help_panel="Model", metavar="NAME")
 ]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel="Model")]
 ImageSize = Annotated[

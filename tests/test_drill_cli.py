@@ -70,6 +70,7 @@ def place(tmp_path, digits_folder) -> Path:
         pytest.param(("data", "--model", "nosuchnet"), "no model 'nosuchnet'", id="model"),
         pytest.param(("data", "--split", "train"), "no split folder named 'train'", id="split"),
         pytest.param(("missing",), "no such folder: missing", id="missing"),
+        pytest.param(("missing", "--max-pixels", "5000"), "no such folder: missing", id="what a scan's page passes on"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_exit_code_2(arguments, message, place, snapshot, monkeypatch, capfd):

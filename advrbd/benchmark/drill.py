@@ -99,7 +99,7 @@ class Drilled:
 class _Ground:
     """What the attacks of a drill share: the files that can be copied, their labels, and the settings.
 
-    ``known`` has the status of each image that was decoded for an attack, by its path, so that none is twice.
+    ``known`` has the status of each image that an attack drew, by its path, so that none is checked twice.
     """
 
     source: FolderIndex

@@ -111,7 +111,7 @@ def _fitting_threads() -> int:
 
 def out_of_memory(device: Device, what: str) -> DeviceError:
     """The error to raise where there is no memory left on ``device`` for ``what``."""
-    advice = "try a smaller --image-size or --model, or --device cpu"
+    advice = "try a smaller --image-size or --model" + (", or --device cpu" if device.device.type != "cpu" else "")
     return DeviceError(f"{device.device} has too little memory for {what}; {advice}")
 
 
