@@ -225,12 +225,13 @@ class GateSettings:
 class Config:
     """What a scan or a clean is told to do; the defaults need no knowledge of the data.
 
-    ``looks``: how often at most the folder is looked at; after each look that found something, what was found is
-    taken out, and a fresh model says first whether it is natural. Unless all of it is, it looks at the rest; if so, at
-    the classes that have more groups in doubt. What still stands apart at the end is heard by a model of its own. What
-    a single look finds or leaves is heard by nobody. ``control_share``: size of the control group, as a share of an
-    average class. ``controls``: how many are tried, in a look each, before the folder counts as unexamined. ``seed``:
-    0 to ``MAX_SEED``.
+    ``looks``: how often at most the folder is looked at; after each look that found something, what was found is taken
+    out, and a fresh model says first whether it is natural. Unless all of it is, it looks at the rest; if so, at the
+    classes that have more groups in doubt. What still stands apart at the end is heard by a model of its own. What a
+    single look finds or leaves is heard by nobody. ``flip``: whether an image and its mirror image mean the same, as
+    trainings then take for granted; a trigger that is a mirror image isn't seen with it. ``control_share``: size of the
+    control group, as a share of an average class. ``controls``: how many are tried, in a look each, before the folder
+    counts as unexamined. ``seed``: 0 to ``MAX_SEED``.
     """
 
     model: str = "auto"
@@ -238,6 +239,7 @@ class Config:
     seed: int = 0
     image_size: int | None = None
     pretrained: bool = False
+    flip: bool = True
     looks: int = 4
     control_share: float = 0.1
     controls: int = 2

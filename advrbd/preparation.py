@@ -48,7 +48,8 @@ def prepare(
         mean, std = images.statistics(usable(index), generator)
         spec = replace(spec, mean=mean, std=std)
     labels = torch.tensor([file.label for file in index.files])
-    return index, Run(images.to(device.device), labels, spec, device, generator, notify, index.classes)
+    means = device, generator, notify, index.classes
+    return index, Run(images.to(device.device), labels, spec, *means, flip=config.flip)
 
 
 def choose(

@@ -68,6 +68,7 @@ def clean(
     image_size: options.ImageSize = None,
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     pretrained: options.Pretrained = False,
+    flip: options.Flip = True,
     seed: options.Seed = 0,
     work_dir: options.WorkDir = None,
     resume: options.Resume = False,
@@ -100,7 +101,7 @@ def clean(
     from advrbd.config import Config, DecodingSettings, RelearningSettings
     from advrbd.pipeline import clean as run_clean
 
-    config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
+    config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained, flip=flip)
     config = replace(config, decoding=DecodingSettings(max_pixels))
     config = replace(config, relearning=replace(RelearningSettings(), confidence_floor=confidence_floor))
     with console.Narrator(progress) as narrator:

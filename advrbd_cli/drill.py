@@ -75,6 +75,7 @@ def drill(
     image_size: options.ImageSize = None,
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     pretrained: options.Pretrained = False,
+    flip: options.Flip = True,
     seed: options.Seed = 0,
     config_file: options.ConfigFile = None,
     no_config: options.NoConfig = False,
@@ -100,7 +101,7 @@ def drill(
     from advrbd.benchmark.drill_report import meaning, passed
     from advrbd.config import Config, DecodingSettings
 
-    config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
+    config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained, flip=flip)
     config = replace(config, decoding=DecodingSettings(max_pixels))
     drilled: list[Drilled] = []
     try:

@@ -58,6 +58,14 @@ MAX_PIXELS = DecodingSettings.max_pixels
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Start from timm's weights (downloads them).", rich_help_panel="Model")
 ]
+Flip = Annotated[
+    bool,
+    typer.Option(
+        "--flip/--no-flip",
+        help="Whether a mirrored image means the same; --no-flip for digits, text, all that has a left and a right.",
+        rich_help_panel="Model",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=MAX_SEED, rich_help_panel="Model")]
 Split = Annotated[
     str | None, typer.Option(help="Scan this sub-folder (train, val, ...) of DATA.", metavar="NAME", show_default=False)

@@ -81,6 +81,7 @@ def scan(
     image_size: options.ImageSize = None,
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     pretrained: options.Pretrained = False,
+    flip: options.Flip = True,
     seed: options.Seed = 0,
     work_dir: options.WorkDir = None,
     resume: options.Resume = False,
@@ -127,7 +128,7 @@ def scan(
     from advrbd.reports.wording import command
     from advrbd.writing import write_whole
 
-    config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained)
+    config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained, flip=flip)
     config = replace(config, decoding=DecodingSettings(max_pixels))
     given: dict[str, Any] = {"split": split, "root": root, "work_dir": work_dir, "memory_budget": budget}
     if dry_run:
@@ -155,7 +156,8 @@ def scan(
         taken = ["--report", str(target)] if _readable(form, target) and chosen is None else []
         taken += named_by + _options({"--baseline": baseline, "--ignore-file": ignore_file})
         taken += _options({"--model": _unless(model, "auto"), "--image-size": image_size, "--seed": seed})
-        taken += ["--pretrained"] * pretrained + _options({"--device": _unless(device, "auto")})
+        taken += _options({"--device": _unless(device, "auto")}) + ["--pretrained"] * pretrained
+        taken += ["--no-flip"] * (not flip)
         taken += _options({"--config": config_file}) + ["--no-config"] * no_config
         console.say(f"next: {command('clean', data, *taken, '--out', 'CLEAN')}")
 

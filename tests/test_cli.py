@@ -294,9 +294,20 @@ def test_a_page_that_cant_be_written_takes_no_report_away(monkeypatch, tmp_path,
         (("--config", "my.toml"), "advrbd clean data --report r.json --config my.toml --out CLEAN"),
         (("--split", "train"), "advrbd clean data --report r.json --split train --out CLEAN"),
         (
-            ("--model", "resnet18", "--image-size", "48", "--seed", "3", "--pretrained", "--device", "cpu"),
-            "advrbd clean data --report r.json --model resnet18 --image-size 48 --seed 3 --pretrained --device cpu "
-            "--out CLEAN",
+            (
+                "--model",
+                "resnet18",
+                "--image-size",
+                "48",
+                "--seed",
+                "3",
+                "--pretrained",
+                "--no-flip",
+                "--device",
+                "cpu",
+            ),
+            "advrbd clean data --report r.json --model resnet18 --image-size 48 --seed 3 --device cpu --pretrained "
+            "--no-flip --out CLEAN",
         ),
     ],
 )

@@ -67,7 +67,8 @@ def _own_label(
     own = _without(run, network, suspects, pattern)[:, label]
     share = float((own > 0.5).float().mean())
     counts = seen[seen != label].bincount(minlength=run.class_count)
-    others = torch.cat([kept[run.labels[kept] == other][:count] for other, count in enumerate(counts.tolist())])
+    drawn = kept[torch.randperm(len(kept), generator=run.generator)]  # not by name, which is the attacker's to choose
+    others = torch.cat([drawn[run.labels[drawn] == other][:count] for other, count in enumerate(counts.tolist())])
     if len(others):
         share -= float((_without(run, network, others, pattern)[:, label] > 0.5).float().mean())
     return own if share >= settings.clean_label_share else None
@@ -91,7 +92,8 @@ def fine_tune(
 def _seen_from_all_sides(
     run: Run, network: Network, examples: torch.Tensor, settings: RelearningSettings
 ) -> torch.Tensor:
-    """The mean of the probabilities float32 [M, classes] that ``network`` gives to ten views of the images."""
+    """The mean of the probabilities float32 [M, classes] that ``network`` gives to ten views of the images, five of
+    them mirrored (unless that changes what they mean)."""
     shift = round(settings.clean.shift * run.pixels.size)  # as far as in training
 
     def view(down: int, right: int, mirrored: bool) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -104,7 +106,7 @@ def _seen_from_all_sides(
         return change
 
     moves = ((0, 0), (shift, 0), (-shift, 0), (0, shift), (0, -shift))
-    views = [view(*move, mirrored) for move in moves for mirrored in (False, True)]
+    views = [view(*move, mirrored) for move in moves for mirrored in (False, True)[: 1 + run.flip]]
     mean = torch.zeros(len(examples), run.class_count)
     for change in views:  # added up, since with many classes ten of them would be large
         mean += _asked_about(run, network, examples, change, mirror=False) / len(views)
@@ -124,7 +126,7 @@ def _asked_about(
     for chunk in examples.split(BATCH):
         images = change(run.pixels.batch(chunk, run.device.device))
         changed = Pixels((images * 255).round().byte().permute(0, 2, 3, 1))
-        said.append(infer(network, changed, torch.arange(len(changed)), run.device, mirror=mirror).probabilities)
+        said.append(infer(network, changed, torch.arange(len(changed)), run.device, mirror and run.flip).probabilities)
     return torch.cat(said)
 
 

@@ -24,7 +24,8 @@ class Run:
     """The images, their labels int64 [N] (never changed) and the means to learn from them.
 
     Subsets are index arrays int64 into these N images. ``generator`` (on the CPU) is the only source of randomness.
-    What takes long goes through ``steps``, so that an interrupted run can go on.
+    What takes long goes through ``steps``, so that an interrupted run can go on. Without ``flip`` no image is mirrored,
+    neither in training nor when a network is asked.
     """
 
     pixels: Pixels
@@ -35,6 +36,7 @@ class Run:
     notify: Callable[[Event], None] = ignore
     class_names: tuple[str, ...] = ()
     steps: Steps = field(default_factory=Steps)
+    flip: bool = True
 
     @property
     def class_count(self) -> int:
@@ -62,6 +64,7 @@ class Run:
         ``DivergedError`` at once: what becomes of a loss without a bound is a result.
         """
         targets = given(self.labels) if targets is None else targets
+        settings = replace(settings, flip=settings.flip and self.flip)
 
         def attempt(settings: TrainingSettings) -> float:
             means = self.device, self.generator, self.notify
@@ -86,7 +89,7 @@ class Run:
         return loss
 
     def infer(self, network: Network, examples: torch.Tensor, mirror: bool = False) -> Outputs:
-        return infer(network, self.pixels, examples, self.device, mirror)
+        return infer(network, self.pixels, examples, self.device, mirror and self.flip)
 
     def predict(self, network: Network, examples: torch.Tensor) -> Predictions:
         return predict(network, self.pixels, examples, self.device)
