@@ -9,7 +9,7 @@ import torch
 from advrbd.benchmark.case import Case
 from advrbd.benchmark.drill import drill
 from advrbd.benchmark.matrix import Unit
-from advrbd.config import MAX_SEED, Config, DecodingSettings
+from advrbd.config import MAX_SEED, Config, DecodingSettings, TrainingSettings
 from advrbd.data import pixels
 from advrbd.errors import AdvrbdError, DatasetError, DecoderError
 from advrbd.model.device import Device, repeatable
@@ -87,3 +87,16 @@ def test_with_cuda_torch_is_deterministic_where_it_can_be_and_silent_where_not()
         raise KeyError
     assert settings() == before
     assert torch.utils.deterministic.fill_uninitialized_memory == filled
+
+
+def test_without_flips_nothing_is_mirrored(digits_folder, monkeypatch):
+    index, run = prepare(digits_folder, replace(QUICK, flip=False))
+    trained = []
+    monkeypatch.setattr("advrbd.model.run.train", lambda *arguments: trained.append(arguments[4].flip) or 0.0)
+    network, every = run.fresh_network(), usable(index)
+    for one in (run, replace(run, flip=True)):
+        one.train(network, every, TrainingSettings(), "warm-up")
+    assert trained == [False, True]
+    plain, mirrored = (run.infer(network, every, mirror=mirror).logits for mirror in (False, True))
+    assert torch.equal(plain, mirrored)
+    assert not torch.equal(plain, replace(run, flip=True).infer(network, every, mirror=True).logits)

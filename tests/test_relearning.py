@@ -57,20 +57,20 @@ class Peeking(Rows):
         return super().features(pixels)
 
 
-def test_a_suspect_is_seen_from_ten_sides_and_the_mean_is_what_it_shows():
+@pytest.mark.parametrize(("flip", "sides"), [(True, 10), (False, 5)])
+def test_a_suspect_is_seen_from_many_sides_and_the_mean_is_what_it_shows(flip, sides):
     side = 32
     drawn = torch.randint(0, 256, (3, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    run = Run(
-        Pixels(drawn), torch.zeros(3).long(), ModelSpec("x", CLASSES, side), choose_device("cpu"), torch.Generator()
-    )
+    means = torch.zeros(3).long(), ModelSpec("x", CLASSES, side), choose_device("cpu"), torch.Generator()
+    run = Run(Pixels(drawn), *means, flip=flip)
     model = Peeking()
     mean = _seen_from_all_sides(run, model, torch.tensor([2, 0]), RelearningSettings())
     padded = np.pad(drawn[[2, 0]].numpy(), ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")  # 2 of 32, as in training
     moves = [(2, 2), (4, 2), (0, 2), (2, 4), (2, 0)]
     expected = [padded[:, down : down + side, right : right + side] for down, right in moves]
-    expected = [view for moved in expected for view in (moved, moved[:, :, ::-1])]
+    expected = [view for moved in expected for view in (moved, moved[:, :, ::-1])[: 1 + flip]]
     shown = [(pixels * 255).round().byte().permute(0, 2, 3, 1).numpy() for pixels in model.shown]
-    assert len(shown) == 10
+    assert len(shown) == sides
     assert {view.tobytes() for view in shown} == {np.ascontiguousarray(view).tobytes() for view in expected}
     said = [model.classify(Rows(CLASSES).features(pixels)).softmax(dim=1) for pixels in model.shown]
     assert torch.allclose(mean, torch.stack(said).mean(dim=0), atol=1e-5)
