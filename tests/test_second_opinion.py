@@ -175,6 +175,21 @@ def test_where_enhancement_is_in_doubt_the_denial_of_its_label_tells_a_single_fi
     assert not unconvincing.suspects.any()
 
 
+@pytest.mark.parametrize(("where", "accused"), [((), True), ((1,), True), ((1, 1), True), ((1, 2), False)])
+def test_wrong_labels_in_one_other_class_silence_nobody(rows, where, accused):
+    false, wrong = torch.arange(24), []
+    for number, label in enumerate(where):
+        start = label * EACH + 12 * (1 + number)
+        wrong.append(Split(label, 8, torch.arange(start, start + 12), 5.0, 5.0))
+    for group in (false, *(split.group for split in wrong)):
+        falsify(rows, group, int(rows.labels[group[0]]))
+    witnesses = (*(twelve_of(label) for label in range(1, CLASSES)), *wrong)
+    unknown = torch.isin(torch.arange(len(rows.labels)), torch.cat([false, *(one.group for one in witnesses)]))
+    found, asked = heard_by_rows(rows, HeldOut((), witnesses, (Split(0, 4, false, 5.0, 5.0),), unknown))
+    assert (0 in asked) == accused
+    assert accused == (found is not None and found.verdicts.get(0) == POISONED)
+
+
 @pytest.mark.parametrize(
     ("false", "held", "told_by", "verdict"),
     [

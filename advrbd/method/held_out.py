@@ -143,7 +143,7 @@ class Hearing:
         A weak model sees nothing of a class in its natural groups either, once it hasn't learned them. So a stray's
         affinity must also lie below what the witnesses' let expect. That of another group, whose class nothing else
         speaks against, must be surely below the limit, which a few files' seldom is, and below those of all witnesses
-        in other classes but one, which may be planted itself.
+        in other classes but one class, which may be planted itself.
         """
         settings = self._config.identification
         limit = min(settings.held_out_limit, lowest_expected(self._usual, settings.stray_deviations))
@@ -180,10 +180,11 @@ class Hearing:
                 run.notify(Note(f"{run.class_name(label)!r}: what made it suspicious shows what its label says"))
 
     def _natural(self, label: int) -> list[tuple[Split, float]]:
-        """The witnesses in other classes than ``label`` and their affinities, the lowest first but for the lowest of
-        all, which may be planted itself."""
+        """The witnesses in other classes than ``label`` and their affinities, the lowest first, but for those of the
+        class that has the lowest of all, which may be planted itself."""
         strangers = [(split, affinity) for split, affinity in self._witnesses if split.label != label]
-        return sorted(strangers, key=lambda witness: witness[1])[1:]
+        strangers.sort(key=lambda witness: witness[1])
+        return [witness for witness in strangers if witness[0].label != strangers[0][0].label]
 
     def _affinity_of(self, split: Split) -> float:
         return self._affinity(split.label, split.group)
