@@ -143,6 +143,7 @@ def scan(
     if target is not None:
         write_whole(target, rendered)
     named_by = _options({"--split": split, "--root": root, "--max-pixels": _unless(max_pixels, options.MAX_PIXELS)})
+    named_by += ["--no-flip"] * (not flip)  # for the page's commands, too
     try:
         if html is not None:
             from advrbd.reports.html import render_html
@@ -157,7 +158,6 @@ def scan(
         taken += named_by + _options({"--baseline": baseline, "--ignore-file": ignore_file})
         taken += _options({"--model": _unless(model, "auto"), "--image-size": image_size, "--seed": seed})
         taken += _options({"--device": _unless(device, "auto")}) + ["--pretrained"] * pretrained
-        taken += ["--no-flip"] * (not flip)
         taken += _options({"--config": config_file}) + ["--no-config"] * no_config
         console.say(f"next: {command('clean', data, *taken, '--out', 'CLEAN')}")
 

@@ -306,8 +306,8 @@ def test_a_page_that_cant_be_written_takes_no_report_away(monkeypatch, tmp_path,
                 "--device",
                 "cpu",
             ),
-            "advrbd clean data --report r.json --model resnet18 --image-size 48 --seed 3 --device cpu --pretrained "
-            "--no-flip --out CLEAN",
+            "advrbd clean data --report r.json --no-flip --model resnet18 --image-size 48 --seed 3 --device cpu "
+            "--pretrained --out CLEAN",
         ),
     ],
 )

@@ -556,8 +556,8 @@ def test_the_page_shows_what_the_scans_limit_on_pixels_allows(tmp_path, monkeypa
 def test_the_page_passes_the_limit_on_to_the_drill_that_it_suggests(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     report = Report((FileResult("cat/1.png", "cat", OK, "0" * 64),), (ClassVerdict("cat", 1, 0, CLEAN),))
-    assert scan_with(report, monkeypatch, tmp_path, "--html", "page.html", "--max-pixels", "5000") == 0
-    assert "advrbd drill data --max-pixels 5000" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert scan_with(report, monkeypatch, tmp_path, "--html", "page.html", "--max-pixels", "5000", "--no-flip") == 0
+    assert "advrbd drill data --max-pixels 5000 --no-flip" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_pillows_own_limit_is_the_scans_while_pictures_are_read(tmp_path, monkeypatch):
