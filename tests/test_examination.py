@@ -83,7 +83,10 @@ def examined(
     findings = Findings.nothing(400)
     findings.acquitted[acquitted] = True
     split = Split(1, 2, PLANTED, 4.0, 6.0, other)
-    judged = examine_cut(split, enhance, lambda entry: is_acquitted(entry, torch.arange(400), findings), Config())
+    seeds = torch.zeros(400, dtype=torch.bool)
+    judged = examine_cut(
+        split, enhance, seeds, lambda entry: is_acquitted(entry, torch.arange(400), findings), Config()
+    )
     return [("planted" if half.group is PLANTED else "natural", entry.ambiguity) for half, entry in judged], asked
 
 
@@ -120,7 +123,9 @@ def mixed_up(
     def name(split: Split) -> str:
         return "first" if split.group is first else "mixture" if split.group is mixture else "rest"
 
-    def enhance(split, _settings, trusted):
+    seeds = torch.zeros(400, dtype=torch.bool)
+
+    def enhance(split, trusted, _settings):
         asked.append(name(split))
         carries = torch.zeros(400)
         carries[100:300] = 0.001
@@ -129,6 +134,8 @@ def mixed_up(
         if asked[-1] == "rest":
             assert torch.equal(trusted.nonzero().flatten(), has[:-5])
             assert torch.equal(split.group, torch.arange(100, 300)[~torch.isin(torch.arange(100, 300), has)])
+        else:
+            assert trusted is seeds
         return Enhanced(1, carries, {"first": natural, "mixture": 3.0, "rest": left}[asked[-1]])
 
     def various(label, some):
@@ -137,7 +144,7 @@ def mixed_up(
 
     split = Split(1, 2, first, 4.0, 6.0, mixture)
     judged = examine_cut(
-        split, enhance, lambda entry: acquitted and bool(entry.probability[160] > 0.5), Config(), various
+        split, enhance, seeds, lambda entry: acquitted and bool(entry.probability[160] > 0.5), Config(), various
     )
     for half, entry in judged:
         if name(half) == "rest":
@@ -203,13 +210,13 @@ def test_a_small_group_is_given_up_later_where_patience_is_asked_for():
 def test_only_the_first_group_of_all_is_asked_patiently():
     patience = []
 
-    def natural(split, settings, _):
+    def natural(split, _, settings):
         patience.append((split.label, settings.hopeless_half))
         return Enhanced(split.label, torch.zeros(400), 9.0)
 
     small = [Split(label, 2, torch.arange(20), 4.0, 6.0) for label in (1, 2)]
     settings = Config().enhancement
-    examined = examine(tuple(small), natural, lambda _: False, Config())
+    examined = examine(tuple(small), natural, torch.zeros(400, dtype=torch.bool), lambda _: False, Config())
     assert patience == [(1, settings.hopeless_few), (2, settings.hopeless_half)]
     assert (examined.waiting, len(examined.dull)) == (set(), 2)
 

@@ -149,8 +149,8 @@ def heard_by_rows(rows: Run, groups: HeldOut, probability: float = 0.3):
     which classes it was asked about, with the seeds."""
     everything, asked = torch.arange(len(rows.labels)), dict[int, torch.Tensor]()
 
-    def ask(seeds: torch.Tensor, split: Split, *_: object) -> Enhanced:
-        asked[split.label] = seeds
+    def ask(split: Split, trusted: torch.Tensor, *_: object) -> Enhanced:
+        asked[split.label] = trusted
         return Enhanced(split.label, probability * (rows.labels == split.label), 0.8)
 
     left = Left(everything, saw(rows), (), (), everything % 2 == 0, ask)

@@ -10,9 +10,8 @@ from advrbd.method.enhancement import Enhanced, mean_of
 from advrbd.method.identification import is_certain, is_sharp
 from advrbd.method.separation import Split
 
-Enhance = Callable[[Split, EnhancementSettings, torch.Tensor | None], Enhanced]
-"""Asks stage 2 about the group of a split; the images of its class that are trusted (bool [M]) are the seeds unless it
-is told others."""
+Enhance = Callable[[Split, torch.Tensor, EnhancementSettings], Enhanced]
+"""Asks stage 2 about the group of a split, against the images that are trusted (bool [M])."""
 
 Variety = Callable[[int, torch.Tensor], float]
 """How various the images (bool [M]) of a class are to the look's model, by ``variety``."""
@@ -33,19 +32,21 @@ class Examined:
 def examine(
     chosen: tuple[Split, ...],
     ask: Enhance,
+    seeds: torch.Tensor,
     is_acquitted: Callable[[Enhanced], bool],
     config: Config,
     various: Variety | None = None,
 ) -> Examined:
-    """Ask about each of the ``chosen`` groups in turn, except for those behind a sharp one of their class, which would
-    be in their way: they wait for the next look. What ``is_acquitted`` knows counts for nothing."""
+    """Ask about each of the ``chosen`` groups in turn, against the ``seeds`` (bool [M]), except for those behind a
+    sharp one of their class, which would be in their way: they wait for the next look. What ``is_acquitted`` knows
+    counts for nothing."""
     limits, examined = config.identification, Examined()
     sharp, in_doubt = set[int](), set[int]()
     for split in chosen:
         if split.label in sharp:
             examined.waiting.add(split.label)
             continue
-        judged = examine_cut(split, ask, is_acquitted, config, various, patiently=split is chosen[0])
+        judged = examine_cut(split, ask, seeds, is_acquitted, config, various, patiently=split is chosen[0])
         examined.enhanced += [entry for _, entry in judged]
         if any(is_sharp(entry, limits) for _, entry in judged):
             sharp.add(split.label)
@@ -62,16 +63,17 @@ def examine(
 def examine_cut(
     split: Split,
     ask: Enhance,
+    seeds: torch.Tensor,
     is_acquitted: Callable[[Enhanced], bool],
     config: Config,
     various: Variety | None = None,
     patiently: bool = False,
 ) -> list[tuple[Split, Enhanced]]:
-    """Enhance the group of ``split``, and unless that is surely planted, the other half of a cut in two as well: the
-    seeds say which of them is foreign, and say the wrong one where most of the class's seeds are poisoned. Where what
-    stands apart may be the class itself, ``rest_of`` it is examined, too, against what surely has it; how ambiguous
-    that is both say together, since a natural rest may be told as sharply. Returns what was examined and isn't
-    acquitted.
+    """Enhance the group of ``split`` against the ``seeds`` (bool [M]), and unless that is surely planted, the other
+    half of a cut in two as well: the seeds say which of them is foreign, and say the wrong one where most of the
+    class's seeds are poisoned. Where what stands apart may be the class itself, ``rest_of`` it is examined, too,
+    against what surely has it; how ambiguous that is both say together, since a natural rest may be told as sharply.
+    Returns what was examined and isn't acquitted.
 
     Where the clearest answer is in doubt, it is asked for once more with other draws; then the mean counts. A natural
     group may look sharp by luck, a planted one doesn't look natural twice. ``patiently``: ``patient`` says how long a
@@ -79,8 +81,8 @@ def examine_cut(
     """
     limits, judged, answers = config.identification, list[tuple[Split, Enhanced]](), list[Enhanced]()
 
-    def enhance(half: Split, trusted: torch.Tensor | None = None) -> Enhanced:
-        return ask(half, patient(config.enhancement, half) if patiently else config.enhancement, trusted)
+    def enhance(half: Split, trusted: torch.Tensor = seeds) -> Enhanced:
+        return ask(half, trusted, patient(config.enhancement, half) if patiently else config.enhancement)
 
     for half in (split, split.turned):
         if half is None or any(is_sharp(entry, limits) and is_certain(entry, limits) for _, entry in judged):

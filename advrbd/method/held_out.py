@@ -7,18 +7,16 @@ white on white. Anywhere else they may be wrong labels and nothing worse, so a t
 needn't tell them as sharply as where nobody knows of their labels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import compress
+from itertools import filterfalse
 from math import inf, log
 
 import torch
 
-from advrbd.config import Config, EnhancementSettings
+from advrbd.config import Config
 from advrbd.events import Note
 from advrbd.method.enhancement import Enhanced
-from advrbd.method.examination import examine_cut
+from advrbd.method.examination import Enhance, examine_cut
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import is_acquitted, suggest
 from advrbd.method.identification import Identification, identify, moved, verdict_on
@@ -38,15 +36,14 @@ class Left:
     """What a look over the images ``examples`` (int64 [M]), and what it ``found`` in them, leaves: the ``dull`` groups,
     that were examined and that no trigger tells surely, the least ambiguous first, each with the probability, float32
     [K] in 0..1, that an image of its class carries what it carries; and the most ``striking`` group of each class, the
-    most striking first. ``seeds`` bool [M]: the images that were trusted. ``ask`` enhances a group of that look, by any
-    seeds or, if they aren't None, by other trusted images."""
+    most striking first. ``seeds`` bool [M]: the images that were trusted. ``ask`` enhances a group of that look."""
 
     examples: torch.Tensor
     found: Identification
     dull: tuple[tuple[Split, torch.Tensor], ...]
     striking: Splits
     seeds: torch.Tensor
-    ask: Callable[[torch.Tensor, Split, EnhancementSettings, torch.Tensor | None], Enhanced]
+    ask: Enhance
 
 
 @dataclass(frozen=True)
@@ -119,9 +116,11 @@ def hold_out(run: Run, left: Left, findings: Findings, config: Config) -> HeldOu
         like = likeness * ((labels == label) & ~taken & ~unknown)
         unknown[like.topk(min(room[label], int((like > 0.5).sum()))).indices] = True
     parts = max((split.parts for split in left.striking), default=0)
-    is_witness = [split.parts == parts and verdicts[split.label] == CLEAN for split in others]
-    witnesses, rest = (tuple(compress(others, some)) for some in (is_witness, [not one for one in is_witness]))
-    return HeldOut(tuple(strays), witnesses, rest, unknown)
+
+    def is_witness(split: Split) -> bool:
+        return split.parts == parts and verdicts[split.label] == CLEAN
+
+    return HeldOut(tuple(strays), tuple(filter(is_witness, others)), tuple(filterfalse(is_witness, others)), unknown)
 
 
 class Hearing:
@@ -254,7 +253,8 @@ class Hearing:
             trusted = members & torch.where(self._groups.unknown, denial < 0, left.seeds & (denial == 0))
             judged = examine_cut(
                 replace(groups[0], group=core),
-                partial(left.ask, trusted),
+                left.ask,
+                trusted,
                 lambda entry: is_acquitted(entry, left.examples, self._findings),
                 config,
             )

@@ -6,16 +6,16 @@ show. Where all of them turn out to be natural, nothing was hidden, and only wha
 What stands apart at the end, without a trigger that tells it surely, is heard as well: its labels may be false.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 
-from advrbd.config import Config, EnhancementSettings
+from advrbd.config import Config
 from advrbd.events import Caution, Note
 from advrbd.method.control import find_control, plant_control, with_copies
 from advrbd.method.doubt import doubts
-from advrbd.method.enhancement import Enhanced, enhance
+from advrbd.method.enhancement import enhance
 from advrbd.method.examination import examine, variety
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import hear_newcomers, hear_suspects, is_acquitted
@@ -32,19 +32,6 @@ from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, VERDICTS
 LEARNED = 0.3  # of the way from guessing the largest class to perfection, on the training images
 
 
-@dataclass(frozen=True)
-class Look:
-    """What one look saw: the classes with groups ``waiting`` for another look; what is ``left`` of those that stood
-    apart."""
-
-    waiting: set[int]
-    left: Left
-
-    @property
-    def found(self) -> Identification:
-        return self.left.found
-
-
 def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     """Look at the images ``examples`` (int64 [M]) until a look finds nothing that stands, at most ``config.looks``
     times.
@@ -56,37 +43,32 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     findings, planted = Findings.nothing(len(run.labels)), 1
     only: set[int] | None = None
     learned = warm_up(run, examples, config, plant_control(run, examples, config))
-    while True:
-        findings.looks += 1
-        seen, looked_at = look(run, learned, config, findings, only), learned.examples
+    for number in range(1, config.looks + 1):
+        findings.looks, last = number, number == config.looks
+        waiting, seen = look(run, learned, config, findings, only)
         if only is None:
-            left = seen.left
-        learned = _set_aside(run, findings, looked_at, seen.found, examples, config) or learned
-        fresh, last = looked_at[seen.found.suspects], findings.looks >= config.looks
-        waiting = seen.waiting & set(run.labels[fresh].tolist())  # what stays where it was would be in their way again
-        stands, only = bool(findings.suspects[fresh].any()), None
+            left = seen
+        learned = _set_aside(run, findings, seen.examples, seen.found, examples, config) or learned
+        fresh = seen.examples[seen.found.suspects]
+        waiting &= set(run.labels[fresh].tolist())  # what stays where it was would be in their way again
+        stands = bool(findings.suspects[fresh].any())
         lost = not (findings.blind or findings.control_found) and planted < config.controls
         if config.looks > 1 and not findings.blind and (last or not (stands or waiting or lost)):
             more = hear_held_out(run, left, findings, examples, config)
             if more:
                 learned = _set_aside(run, findings, left.examples, more, examples, config) or learned
                 stands = stands or bool(findings.suspects[left.examples[more.suspects]].any())
-        if last:
+        if last or not (stands or waiting or lost):
             break
-        if stands:
-            continue
-        if lost:
-            run.notify(Note(f"look {findings.looks}: the control was not found; looking again, with another"))
+        only = None if stands or lost else waiting
+        if lost and not stands:
+            run.notify(Note(f"look {number}: the control was not found; looking again, with another"))
             kept, planted = findings.unsuspected(examples), planted + 1
             learned = warm_up(run, kept, config, plant_control(run, kept, config))
-        elif waiting:
-            only = waiting
-        else:
-            break
-    if last and (stands or waiting):  # what waited behind an acquitted group wasn't cleared by that
+    if stands or waiting:  # in the last look; what waited behind an acquitted group wasn't cleared by that
         findings.exhausted = True
         saw = "still found suspects" if stands else "left groups unexamined or in doubt behind those that it found"
-        _caution(run, findings, f"look {findings.looks}, the last one allowed, {saw}; there may be more")
+        _caution(run, findings, f"look {number}, the last one allowed, {saw}; there may be more")
     for label in run.labels[examples].unique().tolist():
         findings.verdicts.setdefault(label, UNEXAMINED)  # too small or too uniform to be cut
     _admit_blindness(run, findings)
@@ -94,8 +76,11 @@ def find(run: Run, examples: torch.Tensor, config: Config) -> Findings:
     return findings
 
 
-def look(run: Run, learned: Learned, config: Config, findings: Findings, only: set[int] | None) -> Look:
-    """The stages over what a network ``learned``, M images; what limits them becomes a caution in ``findings``.
+def look(
+    run: Run, learned: Learned, config: Config, findings: Findings, only: set[int] | None
+) -> tuple[set[int], Left]:
+    """The stages over what a network ``learned``, M images; what limits them becomes a caution in ``findings``. Returns
+    the classes with groups that wait for another look, and what is left of those that stood apart.
 
     With a control, whether that was found decides whether this look could have seen anything. ``only``: examine these
     classes alone.
@@ -117,21 +102,17 @@ def look(run: Run, learned: Learned, config: Config, findings: Findings, only: s
     if only is not None:
         splits = tuple(split for split in splits if split.label in only)
         chosen = candidates(splits, labels, config.separation)
-
-    def ask(
-        seeds: torch.Tensor, split: Split, settings: EnhancementSettings, trusted: torch.Tensor | None = None
-    ) -> Enhanced:
-        return enhance(run, network, examples, split, seeds if trusted is None else trusted, settings)
+    ask = partial(enhance, run, network, examples)
 
     def various(label: int, some: torch.Tensor) -> float:
         return variety(run.infer(network, examples[some], mirror=True).logits, label)
 
     acquitted = partial(is_acquitted, examples=examples, findings=findings)
-    examined = examine(chosen, partial(ask, seeds), acquitted, config, various)
+    examined = examine(chosen, ask, seeds, acquitted, config, various)
     found = identify(labels, splits, tuple(examined.enhanced), config.identification)
     clearest = sorted(examined.dull, key=lambda judged: judged[1].ambiguity)
     dull = tuple((split, said.probability[labels == split.label]) for split, said in clearest)
-    return Look(examined.waiting, Left(examples, found, dull, most_striking(splits), seeds, ask))
+    return examined.waiting, Left(examples, found, dull, most_striking(splits), seeds, ask)
 
 
 def has_learned(accuracy: float, labels: torch.Tensor) -> bool:

@@ -170,7 +170,7 @@ def _cut(
     cluster = KMeans(parts, n_init=how.starts, random_state=seed).fit_predict(points)
     groups = [cluster == number for number in range(parts)]
     if parts == 2:
-        groups = groups[_foreign(groups, is_seed) :][:1]
+        groups = [groups[_foreign(groups, is_seed)]]
     largest = len(members) - how.minimum_group if parts == 2 else len(members) // 2
     splits = []
     for inside in groups:
@@ -221,7 +221,7 @@ def _apart(group: np.ndarray, rest: np.ndarray) -> tuple[float, float]:
 
 def _foreign(halves: list[np.ndarray], is_seed: np.ndarray) -> int:
     """Which of two halves is not the class: the one that the seeds avoid, which mostly are clean; else the smaller."""
-    share = [float(is_seed[half].mean()) for half in halves]
+    share = [is_seed[half].sum() / max(1, half.sum()) for half in halves]
     for number in (0, 1):
         if share[1 - number] > 2 * share[number]:
             return number

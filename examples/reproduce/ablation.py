@@ -31,7 +31,8 @@ from advrbd.data.folder import OK
 from advrbd.errors import AdvrbdError, BenchmarkError
 from advrbd.method.control import plant_control
 from advrbd.method.findings import Findings
-from advrbd.method.look import Look, look
+from advrbd.method.held_out import Left
+from advrbd.method.look import look
 from advrbd.method.warm_up import Learned, warm_up
 from advrbd.model.device import choose_device, repeatable
 from advrbd.preparation import usable
@@ -71,13 +72,13 @@ def measure(case: Case, unit: Unit, networks: dict[tuple, Learned]) -> dict:
     run.generator.manual_seed(config.seed + 1)  # draws like those of the others
     findings, started = Findings.nothing(len(run.labels)), time.perf_counter()
     findings.looks = 1
-    seen = look(run, networks[training], config, findings, None)
+    _, seen = look(run, networks[training], config, findings, None)
     seconds = round(time.perf_counter() - started, 1)
     found = {"look_seconds": seconds, "control_found": findings.control_found, "cautions": findings.cautions}
     return unit.as_dict() | circumstances(config) | found | _judged(case, seen)
 
 
-def _judged(case: Case, seen: Look) -> dict:
+def _judged(case: Case, seen: Left) -> dict:
     index, run = case.prepared
     rows = zip(usable(index).tolist(), seen.found.suspects.tolist(), seen.found.score.tolist(), strict=True)
     files = [FileResult(index.files[at].path, "", OK, "", suspect, score) for at, suspect, score in rows]
