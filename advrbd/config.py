@@ -21,25 +21,20 @@ class DecodingSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """One pass through the training loop. ``shift`` is a share of the image's side, ``rise`` of the steps.
-
-    Small folders get more epochs: until there are ``minimum_steps``, however many that takes, and until there are
-    ``enough_steps``, as long as they are no more than ``most_epochs``. Large ones get fewer, at least
-    ``fewest_epochs``, where ``plenty_steps`` (0: any number) would be exceeded.
-    """
+    """One pass through the training loop. Small folders get more epochs, large ones fewer."""
 
     epochs: int = 16
-    minimum_steps: int = 400
-    enough_steps: int = 0
+    minimum_steps: int = 400  # as many epochs as that takes
+    enough_steps: int = 0  # as many epochs as that takes, up to most_epochs
     most_epochs: int = 80
-    plenty_steps: int = 0
+    plenty_steps: int = 0  # where there would be more, fewer epochs, down to fewest_epochs; 0: any number
     fewest_epochs: int = 8
     batch_size: int = 128
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     flip: bool = True
-    shift: float = 0.0
-    rise: float = 0.2
+    shift: float = 0.0  # how far images are moved at random, as a share of their side
+    rise: float = 0.2  # the share of the steps over which the learning rate rises
 
     def __post_init__(self) -> None:
         _check_positive(self, "batch_size")
@@ -62,13 +57,13 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class PartitionSettings:
-    """Algorithm 1: ``patch`` is a share of the image's side, ``epsilon`` is in pixel units of [0, 1]."""
+    """Algorithm 1."""
 
-    rate: float = 0.2
-    masks: int = 2
-    steps: int = 2
-    patch: float = 0.5
-    epsilon: float = 16 / 255
+    rate: float = 0.2  # the share of each class that becomes the seeds
+    masks: int = 2  # patches tried on each image
+    steps: int = 2  # of gradient ascent on each
+    patch: float = 0.5  # its side, as a share of the image's
+    epsilon: float = 16 / 255  # how far a pixel may move, of 1
 
     def __post_init__(self) -> None:
         _check_positive(self, "masks")
@@ -76,28 +71,24 @@ class PartitionSettings:
 
 @dataclass(frozen=True)
 class SeparationSettings:
-    """Into how many ``parts`` each class is cut, and how many of the clearest groups of each cut are ``examined``; of a
-    cut in two the other half may be as well, and what is left of the class.
+    """Into how many parts each class is cut, and how many of the parts are examined: those that stand out most.
 
-    A small planted group is no part of its own before a class is cut often enough. Of fewer than ``few`` files the
-    features are so noisy that they scatter it as well: its parts stand out less than natural groups do, but farther,
-    and the farthest of the other groups of each cut is examined besides. The numbers are those for up to ``classes``
-    classes and grow with them, of all cuts but the finest twice as fast: many classes have more natural groups that
-    stand out, and a large planted one is seldom far behind. A group smaller than ``minimum_group`` can't be seen.
-    Its core are the images that are in it with a probability of more than ``sure``. Of a group that is less than the
-    share ``rare`` of its class, and more than ``enough``, the core is the share ``farthest`` from the rest.
+    A small planted group is no part of its own before a class is cut often enough. Of few files the features are so
+    noisy that they scatter it as well: its parts stand out less than natural groups do, but farther, so the farthest
+    of the other parts of each cut is examined besides. Many classes have more natural groups that stand out, while a
+    large planted one is seldom far behind.
     """
 
-    starts: int = 4
-    sure: float = 0.9
-    farthest: float = 0.75
-    enough: int = 100
-    rare: float = 0.125
-    minimum_group: int = 10
+    starts: int = 4  # of k-means
+    sure: float = 0.9  # the core of a part are the images that are in it with more than this probability
+    farthest: float = 0.75  # of a rare part, the core is only this share of it, the farthest from the rest
+    enough: int = 100  # but so many images at least
+    rare: float = 0.125  # the share of its class under which a part is rare
+    minimum_group: int = 10  # a smaller one can't be seen
     parts: tuple[int, ...] = (2, 4, 8)
-    examined: tuple[int, ...] = (1, 1, 4)
-    few: int = 4000
-    classes: int = 25
+    examined: tuple[int, ...] = (1, 1, 4)  # parts of each cut; of one in two the other may be as well, and the rest
+    few: int = 4000  # files under which the farthest parts are examined, too
+    classes: int = 25  # for so many these numbers are; they grow with more, but for the finest cut twice as fast
 
     def __post_init__(self) -> None:
         _check_positive(self, "starts", "minimum_group", "parts", "examined", "classes")
@@ -115,23 +106,17 @@ class SeparationSettings:
 
 @dataclass(frozen=True)
 class EnhancementSettings:
-    """Algorithm 2. ``cleared``: the probability under which an image of the class joins the trusted ones.
+    """Algorithm 2. Ambiguities are undecided images for each picture on the smaller side of the class."""
 
-    Between the two ambiguities (undecided images per image on the class's smaller side) another round may help. The
-    first half of a round ends it already if it is worse than ``hopeless_half``; for the leader of the cut in two, if it
-    has fewer than ``few`` images, and so little to be judged by, than ``hopeless_few``.
-    ``own_share``: at least so many of the unlearned images are of the class itself.
-    """
-
-    rounds: int = 3
-    steps: int = 120
-    cleared: float = 0.1
-    clear_ambiguity: float = 0.05
-    hopeless_ambiguity: float = 0.65
-    hopeless_half: float = 0.65
-    hopeless_few: float = 1.0
-    few: int = 100
-    own_share: float = 0.02
+    rounds: int = 3  # at most
+    steps: int = 120  # of training in each, for each half
+    cleared: float = 0.1  # under this probability an image of the class joins the trusted ones
+    clear_ambiguity: float = 0.05  # no further round is needed
+    hopeless_ambiguity: float = 0.65  # no further round helps
+    hopeless_half: float = 0.65  # the same after one half of a round
+    hopeless_few: float = 1.0  # and of the first group that is examined, if that is small: it is judged by little
+    few: int = 100  # images of a group, under which it is small
+    own_share: float = 0.02  # of the unlearned images at least so many are of the class itself
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(epochs=1, minimum_steps=0, learning_rate=0.05)
     )
@@ -142,45 +127,34 @@ class EnhancementSettings:
 
 @dataclass(frozen=True)
 class IdentificationSettings:
-    """``ambiguity_limit``: undecided images per carrier at which a class is as likely natural as poisoned, in a look
-    that examines up to ``groups`` groups; with more of them it falls. ``doubt``: a conviction further than this from 0
-    and 1 is looked into twice. ``even_odds``: the enhanced probability at which a file of a convicted class is as
-    likely poisoned as not. Those that aren't suspects are in doubt where their log-odds lie ``doubt_deviations`` above
-    the middle of theirs in the class, and above ``undecided``: under that an image surely lacks what its class's group
-    carries. ``affinity_limit``: the affinity of a class's suspects
-    to their label that speaks neither for nor against a trigger; less of it moves the log-odds by up to ``most_for``,
-    more by up to ``most_against``.
-    ``held_out_limit``: the affinity at which a group that no trigger tells surely is as likely natural as mislabelled,
-    where natural ones have more. For a stray, in a class with falsified labels, what lies ``stray_deviations`` below
-    the middle of small natural groups' is the limit if that is less; for any other group what lies
-    ``held_out_margin`` below the lowest but one of theirs, with what chance may add to its own.
-    ``limit_if_falsified``: the ambiguity at which such a group is as likely label noise as planted,
-    ``even_odds_if_falsified`` what ``even_odds`` is then, with the denial of a file's label weighed beside it, and
-    ``most_if_falsified`` the most that it can be convicted by that, for a second opinion to tip (``most``: any group):
-    what was accused for its labels has to have false ones in that model's eyes, too, which asks about the affinity with
-    ``held_out_limit`` and ``slope_if_falsified``.
+    """What an ambiguity, an affinity and a probability are worth, in log-odds.
+
+    A conviction is the probability that a class holds a trigger, a score that times the probability that the file
+    carries it. A group whose labels turned out to be false is convicted at a higher ambiguity, but only so far that a
+    second opinion can tip it, and what hardly anything but its labels accused has to have false ones in that model's
+    eyes, too.
     """
 
-    ambiguity_limit: float = 0.33
-    ambiguity_slope: float = 16.0
-    groups: int = 6
-    doubt: float = 0.02
-    even_odds: float = 0.2
-    undecided: float = 0.01
-    doubt_deviations: float = 2.0
-    unexamined: float = 0.01
-    affinity_limit: float = 0.65
-    affinity_slope: float = 12.0
-    most_for: float = 1.2
-    most_against: float = 3.5
-    held_out_limit: float = 0.6
-    held_out_margin: float = 0.05
-    stray_deviations: float = 3.0
-    limit_if_falsified: float = 1.5
-    even_odds_if_falsified: float = 1 / 3
-    most: float = 1.0
+    ambiguity_limit: float = 0.33  # as likely natural as poisoned
+    ambiguity_slope: float = 16.0  # log-odds for each undecided image for each picture
+    groups: int = 6  # that holds for up to so many groups in a look; with more of them the limit falls
+    doubt: float = 0.02  # a conviction further than this from 0 and 1 is looked into twice
+    even_odds: float = 0.2  # the enhanced probability at which a file is as likely poisoned as not
+    undecided: float = 0.01  # the one under which an image surely lacks what its class's group carries
+    doubt_deviations: float = 2.0  # a file is in doubt from so many above the middle of its class on, and undecided
+    unexamined: float = 0.01  # the score in a group that wasn't examined, since others stood out more
+    affinity_limit: float = 0.65  # of suspects to their label, that speaks neither for nor against a trigger
+    affinity_slope: float = 12.0  # log-odds for an affinity of 1
+    most_for: float = 1.2  # log-odds by which too little affinity speaks for a trigger
+    most_against: float = 3.5  # log-odds by which more of it speaks against one
+    held_out_limit: float = 0.6  # affinity at which a group that no trigger tells is as likely natural as mislabelled
+    held_out_margin: float = 0.05  # and it lies so far below the lowest of the natural ones
+    stray_deviations: float = 3.0  # a stray lies so far below the middle of the natural ones
+    limit_if_falsified: float = 1.5  # as likely label noise as planted
+    even_odds_if_falsified: float = 1 / 3  # with the denial of a file's label weighed beside it
+    most: float = 1.0  # the highest conviction
     most_if_falsified: float = 0.88
-    slope_if_falsified: float = 60.0
+    slope_if_falsified: float = 60.0  # log-odds for an affinity of 1, beside held_out_limit
 
     def if_falsified(self) -> "IdentificationSettings":
         """The same for a group that is accused because its labels seem to be false."""
@@ -196,11 +170,11 @@ class IdentificationSettings:
 
 @dataclass(frozen=True)
 class RelearningSettings:
-    """Eq. 5. Under ``confidence_floor`` a suspect is dropped rather than given a guessed label. ``clean_label_share``:
-    where so many more suspects of a class than images of others show its label once the suspects' common pattern is
-    taken out, no label was falsified."""
+    """Eq. 5."""
 
-    confidence_floor: float = 0.75
+    confidence_floor: float = 0.75  # under it a suspect is dropped rather than given a guessed label
+    # Where so many more suspects of a class than images of others show its label, once the suspects' common pattern is
+    # taken out, no label was falsified.
     clean_label_share: float = 1 / 3
     clean: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(epochs=32, enough_steps=4000, shift=0.0625)
@@ -212,13 +186,11 @@ class RelearningSettings:
 
 @dataclass(frozen=True)
 class GateSettings:
-    """What limits the trust in the result: a class that lost more than the share ``lost`` of its images, or of whose
-    images the clean model gives fewer their label than the share ``agreement`` of what it does on average; suspects
-    of whom the model denies less than the share ``denied`` the label that they had."""
+    """What limits the trust in the result."""
 
-    lost: float = 0.4
-    agreement: float = 0.6
-    denied: float = 0.5
+    lost: float = 0.4  # a class that lost more than this share of its images
+    agreement: float = 0.6  # or of whose images the model gives the label to less than this share of its average
+    denied: float = 0.5  # suspects of a class of whom the model denies less than this share the label they had
 
 
 @dataclass(frozen=True)

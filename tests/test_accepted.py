@@ -471,9 +471,9 @@ def test_another_scan_may_suspect_what_was_accepted(monkeypatch, suspects, accep
     mask = torch.zeros(5, dtype=torch.bool)
     mask[accepted] = True
     run = advrbd.pipeline.Run(None, torch.zeros(5), None, None, None)
-    heard = [], []
     result = gate.Result(torch.arange(5), torch.arange(5), torch.zeros(5), mask)
-    assert gate._look_again(run, result, Config(), *heard) == POISONED
+    verdict, *heard = gate._look_again(run, result, Config())
+    assert verdict == POISONED
     assert tuple(map(len, heard)) == (failures, doubts)
 
 

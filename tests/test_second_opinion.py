@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,12 +16,12 @@ from advrbd.data.pixels import Pixels
 from advrbd.events import Note
 from advrbd.method.doubt import Doubt, doubts, told_by_label
 from advrbd.method.enhancement import Enhanced
-from advrbd.method.findings import Findings
+from advrbd.method.findings import Conviction, Findings
 from advrbd.method.hearing import hear_newcomers, hear_suspects
 from advrbd.method.held_out import FEWEST_CLASSES, SURELY_FALSE, Hearing, HeldOut, Left, hold_out, lowest_expected
 from advrbd.method.identification import Identification, identify
 from advrbd.method.look import _set_aside, find
-from advrbd.method.second_opinion import Familiar, affinity_to, second_opinion
+from advrbd.method.second_opinion import Outsider, affinity_to, second_opinion
 from advrbd.method.separation import Split
 from advrbd.method.warm_up import Learned
 from advrbd.model.device import choose_device
@@ -46,8 +45,8 @@ def rows() -> Run:
 
 def held_against(rows: Run, suspects: torch.Tensor, label: int) -> float:
     kept = torch.arange(len(rows.labels))[~torch.isin(torch.arange(len(rows.labels)), suspects)]
-    network = Rows(CLASSES)
-    return affinity_to(label, rows.infer(network, suspects, mirror=True).logits, Familiar(rows, network, kept))
+    outsider = Outsider(rows, Learned(Rows(CLASSES), kept))
+    return outsider.affinity(label, outsider.says(suspects).logits)
 
 
 def test_falsified_labels_have_no_affinity_and_true_ones_have_all_of_it(rows):
@@ -104,7 +103,7 @@ def test_a_stray_lies_below_the_limit_and_below_what_natural_groups_show(rows, f
     nobody = torch.zeros(len(everything), dtype=torch.bool)
     groups = HeldOut(tuple(strays), tuple(others), (), nobody)
     left = Left(everything, saw(rows), (), (), nobody, unasked)
-    assert Hearing(rows, learned, left, groups, findings, QUICK).outcome() is None
+    assert Hearing(Outsider(rows, learned), left, groups, findings, QUICK).outcome() is None
     assert findings.suspects.nonzero().flatten().tolist() == list(range(accused))
 
 
@@ -124,7 +123,9 @@ def test_a_label_is_denied_no_more_surely_than_natural_images_of_other_classes_a
     groups = HeldOut((), tuple(witnesses), (Split(0, 8, torch.arange(30), 5.0, 5.0),), unknown)
     left, findings = Left(everything, saw(rows), (), (), everything < 0, unasked), Findings.nothing(len(everything))
     findings.acquitted[false[:3]] = True
-    denial = Hearing(rows, Learned(Rows(CLASSES), everything[~unknown]), left, groups, findings, QUICK).denial(0)
+    denial = Hearing(
+        Outsider(rows, Learned(Rows(CLASSES), everything[~unknown])), left, groups, findings, QUICK
+    ).denial(0)
     surely = float((denial[false[3:]] > SURELY_FALSE).float().mean())
     assert surely == 1 if are_usual else surely < 0.25
     assert (denial[true] < 0).all()
@@ -156,7 +157,7 @@ def heard_by_rows(rows: Run, groups: HeldOut, probability: float = 0.3):
     left = Left(everything, saw(rows), (), (), everything % 2 == 0, ask)
     learned, findings = Learned(Rows(CLASSES), everything[~groups.unknown]), Findings.nothing(len(everything))
     findings.verdicts |= dict.fromkeys(range(CLASSES), CLEAN)
-    return Hearing(rows, learned, left, groups, findings, QUICK).outcome(), asked
+    return Hearing(Outsider(rows, learned), left, groups, findings, QUICK).outcome(), asked
 
 
 def test_where_enhancement_is_in_doubt_the_denial_of_its_label_tells_a_single_file(rows):
@@ -212,7 +213,7 @@ def test_a_suspicious_class_is_cleared_where_what_made_it_so_shows_its_label(row
     left = Left(everything, saw(rows, group), (), (), everything < 0, unasked)
     learned = Learned(Rows(CLASSES), everything[~unknown])
     groups = HeldOut((), witnesses, (Split(0, 4, group[:held], 5.0, 5.0),), unknown)
-    Hearing(rows, learned, left, groups, findings, QUICK).clear()
+    Hearing(Outsider(rows, learned), left, groups, findings, QUICK).clear()
     assert findings.verdicts[0] == verdict
     assert bool((findings.score[:EACH] < 0.1).all()) == (verdict == CLEAN)
     assert ("affinity" in findings.evidence[0]) == (verdict == CLEAN)
@@ -231,11 +232,11 @@ def test_two_planted_groups_dont_vouch_for_each_other(rows):
 def test_however_often_a_network_is_asked_of_what_it_knows_it_says_the_same(rows):
     kept = torch.arange(len(rows.labels))[5:]
     rows.pixels.images[kept[::7]] = rows.pixels.images[kept[::7]].roll(1, dims=1)  # some it doesn't recognise
-    familiar = Familiar(rows, Rows(CLASSES), kept)
+    outsider = Outsider(rows, Learned(Rows(CLASSES), kept))
     logits = rows.infer(Rows(CLASSES), kept[rows.labels[kept] == 0], mirror=True).logits
     logits = logits[logits.argmax(dim=1) == 0]
     for count in (10, 30, 10, 99):
-        said = familiar.logits(0, count)
+        said = outsider.familiar(0, count)
         assert torch.equal(said.sort(dim=0).values, logits.sort(dim=0).values)  # all that there are, in another order
 
 
@@ -245,7 +246,7 @@ def test_the_order_of_the_files_chooses_nobody_to_compare_with(monkeypatch, rows
     kept = torch.arange(len(rows.labels))
     mine = kept[rows.labels == 0]
     logits = rows.infer(Rows(CLASSES), mine, mirror=True).logits
-    said = Familiar(rows, Rows(CLASSES), kept).logits(0, 12)
+    said = Outsider(rows, Learned(Rows(CLASSES), kept)).familiar(0, 12)
     assert len(said) == 12
     assert not torch.equal(said, logits[:12])
 
@@ -256,7 +257,6 @@ def test_an_affinity_is_the_share_of_pairs_of_which_the_suspect_has_more():
     suspects[:, 2] += 9
     known[:, 2] += 9
     known[::3] = suspects[:20]  # ties
-    familiar = SimpleNamespace(logits=lambda *_: known)
 
     def left(rows_of: torch.Tensor) -> torch.Tensor:
         others = rows_of.clone()
@@ -265,7 +265,7 @@ def test_an_affinity_is_the_share_of_pairs_of_which_the_suspect_has_more():
 
     mine, theirs = left(suspects)[:, None], left(known)
     expected = ((mine > theirs).double() + (mine == theirs).double() / 2).mean()
-    assert affinity_to(0, suspects, familiar) == pytest.approx(float(expected), abs=1e-6)
+    assert affinity_to(0, suspects, lambda *_: known) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_what_is_expected_of_natural_groups_withstands_an_odd_one_and_chance():
@@ -392,7 +392,7 @@ def test_a_planted_group_stays_convicted(monkeypatch, falsified):
     found, _, _ = found_when_sharp(monkeypatch, images, labels, (1, group))
     assert found.verdicts[3] == POISONED
     assert torch.equal(found.suspects.nonzero().flatten(), group)
-    assert found.evidence[3]["affinity"] < 0.65 and not found.by_label
+    assert found.evidence[3]["affinity"] < 0.65 and not found.convictions[3].by_label
     assert not found.acquitted.any()
     assert found.looks == 2  # what else it hid was looked for
 
@@ -552,9 +552,9 @@ def test_whoever_is_found_in_a_class_convicted_without_suspects_is_heard_with_it
         Findings.nothing(len(rows.labels)),
         torch.arange(18),
     )
-    findings.convictions[0], findings.carries[:EACH] = 0.55, 0.3
+    findings.convictions[0], findings.carries[:EACH] = Conviction(0.55), 0.3
     found = replace(saw(rows, newcomers, conviction=0.7), verdicts={0: POISONED})
-    heard = hear_newcomers(rows, Learned(Rows(CLASSES), everything[18:]), findings, everything, found, QUICK)
+    heard = hear_newcomers(Outsider(rows, Learned(Rows(CLASSES), everything[18:])), findings, everything, found, QUICK)
     assert torch.equal(heard.suspects.nonzero().flatten(), newcomers) and heard.verdicts == {0: POISONED}
     assert not findings.acquitted.any()
 
@@ -567,7 +567,7 @@ def test_a_newcomer_who_is_acquitted_is_nothing_to_any_later_hearing(rows, is_fa
     findings.suspects[before], findings.carries[:EACH] = True, 0.3  # as the look before left it
     found = replace(saw(rows, newcomers, conviction=0.7), verdicts={0: POISONED})
     learned = Learned(Rows(CLASSES), everything[30:])
-    heard = hear_newcomers(rows, learned, findings, everything, found, QUICK)
+    heard = hear_newcomers(Outsider(rows, learned), findings, everything, found, QUICK)
     assert torch.equal(found.suspects.nonzero().flatten(), newcomers)  # the look's own answer stays what it was
     assert bool(heard.suspects.any()) == (0 in heard.verdicts) == is_false
     assert findings.acquitted[newcomers].any() == (not is_false)
@@ -579,14 +579,16 @@ def test_a_network_isnt_asked_about_the_labels_of_files_that_it_didnt_learn(rows
     everything, findings = torch.arange(len(rows.labels)), Findings.nothing(len(rows.labels))
     suspects, acquitted, learned = torch.arange(12), torch.arange(12, 24), torch.arange(24, 30)
     falsify(rows, torch.arange(30), 0)
-    findings.evidence[0], findings.convictions[0] = {}, 0.97
+    findings.evidence[0], findings.convictions[0] = {}, Conviction(0.97)
     findings.suspects[suspects], findings.carries[:EACH] = True, 0.3
     findings.carries[suspects] = 0.99
     known = everything[~torch.isin(everything, torch.cat([suspects, acquitted]))]
-    hear_suspects(rows, Learned(Rows(CLASSES), known), findings, everything, {}, QUICK)
+    hear_suspects(Outsider(rows, Learned(Rows(CLASSES), known)), findings, everything, {}, QUICK)
     accused = torch.cat([suspects, learned])
     assert torch.equal(findings.suspects.nonzero().flatten(), accused)
-    hear_suspects(rows, Learned(Rows(CLASSES), known[~torch.isin(known, learned)]), findings, everything, {}, QUICK)
+    hear_suspects(
+        Outsider(rows, Learned(Rows(CLASSES), known[~torch.isin(known, learned)])), findings, everything, {}, QUICK
+    )
     assert torch.equal(findings.suspects.nonzero().flatten(), accused)  # the next model learned none of them
 
 
@@ -644,11 +646,11 @@ def in_doubt(rows: Run, are_false: bool, suspects_false: bool) -> tuple[torch.Te
     everything, findings = torch.arange(len(rows.labels)), Findings.nothing(len(rows.labels))
     suspects, unsure, others = torch.arange(12), torch.arange(12, 20), torch.arange(20, 30)
     falsify(rows, torch.cat([suspects] * suspects_false + [unsure] * are_false + [everything[:0]]), 0)
-    findings.evidence[0], findings.convictions[0] = {}, 0.97
+    findings.evidence[0], findings.convictions[0] = {}, Conviction(0.97)
     findings.suspects[suspects], findings.carries[suspects], findings.carries[unsure] = True, 0.99, 0.1
     findings.score[unsure] = 0.097
     learned = Learned(Rows(CLASSES), everything[30:])
-    hear_suspects(rows, learned, findings, everything, {0: Doubt(unsure, others)}, QUICK)
+    hear_suspects(Outsider(rows, learned), findings, everything, {0: Doubt(unsure, others)}, QUICK)
     accused = unsure[findings.suspects[unsure]]
     assert (findings.suggested[accused] > 0).all() and not findings.suspects[others].any()
     assert (findings.carries[accused] > 0.5).all()  # for whoever hears them later
@@ -679,7 +681,7 @@ def test_who_is_in_doubt_is_no_longer_where_a_newcomer_is_acquitted_and_is_looke
     everything, findings = torch.arange(len(rows.labels)), Findings.nothing(len(rows.labels))
     before, newcomers, alike = torch.arange(4), torch.arange(4, 8), torch.arange(8, 12)
     falsify(rows, torch.cat([before, alike]), 0)
-    findings.evidence[0], findings.convictions[0], findings.verdicts[0] = {}, 0.97, POISONED
+    findings.evidence[0], findings.convictions[0], findings.verdicts[0] = {}, Conviction(0.97), POISONED
     findings.suspects[before], findings.carries[before] = True, 0.99
     found = replace(saw(rows, newcomers, conviction=0.7), verdicts={0: POISONED})
     found.carries[alike] = 0.2
@@ -759,7 +761,7 @@ def convicted(left_over) -> tuple[Run, Findings, torch.Tensor, torch.Tensor]:
     """A run and what is known where the class 3 was convicted for a group; that, and what it left behind."""
     images, labels, group, left = left_over
     findings = Findings.nothing(len(labels))
-    findings.suspects[group], findings.convictions[3] = True, 0.97
+    findings.suspects[group], findings.convictions[3] = True, Conviction(0.97)
     findings.evidence |= {3: {"affinity": 0.5, "conviction": 0.97}, 7: {}}
     spec, generator = ModelSpec("test_resnet", 10, 16), torch.Generator().manual_seed(0)
     return Run(Pixels(images), labels, spec, choose_device("cpu"), generator), findings, group, left
@@ -833,16 +835,16 @@ def test_strays_stay_accused_when_their_class_is_heard_again(rows):
     rows.pixels.images[group, 0] = rows.pixels.images[group, 6]  # noise
     rows.pixels.images[group, 1 + group % (CLASSES - 1)] = 200
     everything, findings = torch.arange(len(rows.labels)), Findings.nothing(len(rows.labels))
-    findings.evidence[0], findings.convictions[0] = {"conviction": 0.97, "affinity": 0.5}, 0.97
+    findings.evidence[0], findings.convictions[0] = {"conviction": 0.97, "affinity": 0.5}, Conviction(0.97)
     witnesses = [
         Split(label, 8, torch.arange(label * EACH, label * EACH + 12), 5.0, 5.0) for label in range(1, CLASSES)
     ]
     known = everything[~torch.isin(everything, torch.cat([group, *(split.group for split in witnesses)]))]
     left, nobody = Left(everything, saw(rows), (), (), everything < 0, unasked), everything < 0
     groups = HeldOut((Split(0, 8, group, 5.0, 5.0),), tuple(witnesses), (), nobody)
-    Hearing(rows, Learned(Rows(CLASSES), known), left, groups, findings, QUICK).outcome()
+    Hearing(Outsider(rows, Learned(Rows(CLASSES), known)), left, groups, findings, QUICK).outcome()
     assert torch.equal(findings.suspects.nonzero().flatten(), group)
-    hear_suspects(rows, Learned(Rows(CLASSES), known), findings, everything, {}, QUICK)
+    hear_suspects(Outsider(rows, Learned(Rows(CLASSES), known)), findings, everything, {}, QUICK)
     assert torch.equal(findings.suspects.nonzero().flatten(), group)
     assert findings.verdicts[0] == POISONED and settings.affinity_limit > findings.evidence[0]["affinity"]
 
@@ -870,7 +872,7 @@ def test_a_group_too_ambiguous_to_convict_is_found_by_its_falsified_labels_as_we
     accused = found.suspects.nonzero().flatten()
     assert torch.isin(accused, group).all() and len(accused) > 0.9 * len(group)  # some look like their false label
     assert found.evidence[3]["ambiguity"] == 0.8
-    assert found.evidence[3]["affinity"] < 0.6 and found.by_label == {3}
+    assert found.evidence[3]["affinity"] < 0.6 and found.convictions[3].by_label
     assert (found.suggested[accused] >= 0).all()
     assert (found.looks, found.exhausted) == (2, False)  # what else it hid was looked for
     assert sum("don't show what their label says" in message for message in told) == 1
@@ -906,10 +908,10 @@ def test_whoever_is_accused_for_a_false_label_alone_goes_where_the_next_model_se
     suspects, findings = torch.arange(20), Findings.nothing(len(rows.labels))
     falsify(rows, suspects[:6], 0)  # nothing of the label in them; the others are what it says: an affinity of .7
     findings.suspects[suspects], findings.carries[suspects] = True, 0.99
-    findings.evidence[0], findings.convictions[0] = {}, QUICK.identification.most_if_falsified
-    findings.by_label |= {0} if by_label else set()
+    findings.evidence[0] = {}
+    findings.convictions[0] = Conviction(QUICK.identification.most_if_falsified, by_label)
     everything = torch.arange(len(rows.labels))
-    hear_suspects(rows, Learned(Rows(CLASSES), everything[20:]), findings, everything, {}, QUICK)
+    hear_suspects(Outsider(rows, Learned(Rows(CLASSES), everything[20:])), findings, everything, {}, QUICK)
     assert findings.evidence[0]["affinity"] == pytest.approx(0.7, abs=0.05)
     assert findings.verdicts[0] == verdict
     assert bool(findings.suspects.any()) == (verdict == POISONED)

@@ -15,13 +15,22 @@ from advrbd.reports.tables import Earlier, fingerprint_of
 from advrbd.writing import escaped, printable
 
 
+@dataclass(frozen=True)
+class Conviction:
+    """Why a class is held to be poisoned: the ``probability`` that it holds a trigger, as in ``Identification``, before
+    any second opinion; ``by_label``: hardly anything but false labels says so."""
+
+    probability: float
+    by_label: bool = False
+
+
 @dataclass
 class Findings:
     """What all looks together say of the N images of a run.
 
-    ``score`` float32 [N] in 0..1, higher = more likely poisoned; ``suspects`` bool [N]; ``carries`` float32 [N] and
-    ``convictions``, of convicted classes, as in ``Identification``, before any second opinion, but of files in doubt,
-    whose label tells; ``by_label``: the classes that hardly anything but false labels convicted. ``acquitted`` bool
+    ``score`` float32 [N] in 0..1, higher = more likely poisoned; ``suspects`` bool [N]; ``carries`` float32 [N] as
+    in ``Identification``, before any second opinion, but of files in doubt, whose label tells; ``convictions`` of
+    convicted classes. ``acquitted`` bool
     [N]: suspects once, whom a second opinion acquitted. ``verdicts`` and ``evidence`` by class label, from the look
     that found most. ``suggested`` int64 [N] is the class that a model trained without the suspects sees in a suspect
     (-1: there is no such model), ``confidence`` float32 [N] its probability. ``control_found``: the scan found what it
@@ -36,8 +45,7 @@ class Findings:
     acquitted: torch.Tensor
     suggested: torch.Tensor
     confidence: torch.Tensor
-    convictions: dict[int, float] = field(default_factory=dict)
-    by_label: set[int] = field(default_factory=set)
+    convictions: dict[int, Conviction] = field(default_factory=dict)
     verdicts: dict[int, str] = field(default_factory=dict)
     evidence: dict[int, dict[str, float]] = field(default_factory=dict)
     cautions: list[str] = field(default_factory=list)

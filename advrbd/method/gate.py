@@ -65,11 +65,15 @@ def check(
     """Judge the ``result`` and the clean ``network``; with ``rescan``, look for poison in it once more."""
     agrees = run.predict(network, result.after).classes == result.labels[result.after]
     classes = tuple(_compare(run, findings, result, agrees, label) for label in range(run.class_count))
-    doubts = _doubts_of_scan(run, findings) + _doubts_of_classes(classes, float(agrees.float().mean()), config.gate)
-    failures = []
-    if not has_learned(float(agrees.float().mean()), result.labels[result.after]):
-        failures.append(f"the clean model gets only {agrees.float().mean():.0%} of its own training images right")
-    verdict = _look_again(run, result, config, failures, doubts) if rescan else None
+    average, failures, verdict = float(agrees.float().mean()), list[str](), None
+    doubts = _doubts_of_scan(run, findings) + _doubts_of_classes(classes, average, config.gate)
+    if not has_learned(average, result.labels[result.after]):
+        failures.append(f"the clean model gets only {average:.0%} of its own training images right")
+    if rescan:
+        verdict, worse, unsure = _look_again(run, result, config)
+        if verdict == CLEAN:  # which says that it found its own test
+            doubts = [doubt for doubt in doubts if doubt != UNTESTED]
+        failures, doubts = failures + worse, doubts + unsure
     trust = NONE if failures else LIMITED if doubts else GOOD
     return Check(trust, (*failures, *doubts), classes, verdict)
 
@@ -124,8 +128,10 @@ def _doubts_of_classes(classes: tuple[ClassCheck, ...], average: float, settings
     return doubts
 
 
-def _look_again(run: Run, result: Result, config: Config, failures: list[str], doubts: list[str]) -> str:
-    """The verdict of one more look, at the result; what it finds goes where it belongs."""
+def _look_again(run: Run, result: Result, config: Config) -> tuple[str, list[str], list[str]]:
+    """The verdict of one more look, at the result; why nothing there can be trusted for it, and what else it leaves
+    open."""
+    failures, doubts = list[str](), list[str]()
     again = find(replace(run, labels=result.labels), result.after, config)
     left = again.suspects if result.accepted is None else again.suspects & ~result.accepted
     spared = _spared(run, again, result.labels)
@@ -135,11 +141,9 @@ def _look_again(run: Run, result: Result, config: Config, failures: list[str], d
         failures.append(f"another scan still finds {int(left.sum())} suspects in the result; clean that, too")
     elif again.verdict == POISONED and not spared:
         doubts.append("another scan suspects files in the result that were accepted, and no others")
-    elif again.verdict == CLEAN:  # which says that it found its own test
-        doubts[:] = [doubt for doubt in doubts if doubt != UNTESTED]
-    elif not spared:
+    elif again.verdict != CLEAN and not spared:
         doubts.append(f"another scan calls the result {again.verdict}")
-    return again.verdict
+    return again.verdict, failures, doubts
 
 
 def _spared(run: Run, findings: Findings, labels: torch.Tensor) -> str:

@@ -12,33 +12,32 @@ from advrbd.method.enhancement import Enhanced
 from advrbd.method.findings import Findings
 from advrbd.method.identification import Identification, verdict_on
 from advrbd.method.relearning import relabel
-from advrbd.method.second_opinion import Familiar, affinity_to, reconsidered, second_opinion
-from advrbd.method.warm_up import Learned
+from advrbd.method.second_opinion import Outsider, reconsidered, second_opinion
 from advrbd.model.run import Run
 
 
 def hear_suspects(
-    run: Run, learned: Learned, findings: Findings, examples: torch.Tensor, doubted: Mapping[int, Doubt], config: Config
+    outsider: Outsider, findings: Findings, examples: torch.Tensor, doubted: Mapping[int, Doubt], config: Config
 ) -> None:
-    """Reconsider the classes convicted so far, now that a network ``learned`` those of the images ``examples``
+    """Reconsider the classes convicted so far, now that an ``outsider`` learned those of the images ``examples``
     (int64 [M]) that aren't suspected, nor ``doubted``, by class.
 
     Of files that only this accuses though it learned their label it suggests none. Those that were just acquitted it
     didn't learn: nothing is asked of them.
     """
-    network, familiar = learned.network, Familiar(run, learned.network, learned.examples)
-    asked = examples[findings.suspects[examples] | torch.isin(examples, learned.examples)]
+    labels = outsider.run.labels
+    asked = examples[findings.suspects[examples] | torch.isin(examples, outsider.learned.examples)]
     for label, first in list(findings.convictions.items()):
-        members = asked[run.labels[asked] == label]
+        members = asked[labels[asked] == label]
         unseen = findings.suspects[members]
         if not unseen.any():
             continue
-        said = run.infer(network, members, mirror=True)
-        suggest(run, learned, findings, members[unseen], config)
-        own, affinity = said.probabilities[:, label], affinity_to(label, said.logits[unseen], familiar)
+        said = outsider.says(members)
+        suggest(outsider, findings, members[unseen], config)
+        own, affinity = said.probabilities[:, label], outsider.affinity(label, said.logits[unseen])
         usual = config.identification
-        settings = usual.if_falsified() if label in findings.by_label else usual
-        heard = second_opinion(findings.carries[members], first, own, unseen, affinity, settings)
+        settings = usual.if_falsified() if first.by_label else usual
+        heard = second_opinion(findings.carries[members], first.probability, own, unseen, affinity, settings)
         findings.score[members] = heard.conviction * heard.carries
         findings.suspects[members] = findings.score[members] > 0.5
         raised = findings.suspects[members] & ~unseen
@@ -48,31 +47,29 @@ def hear_suspects(
         if label in doubted:
             findings.score[doubted[label].held] = heard.conviction * findings.carries[doubted[label].held]
             if affinity < settings.affinity_limit:
-                _tell(run, learned, findings, label, doubted[label], heard.conviction, config)
+                _tell(outsider, findings, label, doubted[label], heard.conviction, config)
         findings.carries[members[unseen & ~findings.suspects[members]]] = 0  # cleared; later models learn them
         if heard.conviction <= 0.5:
-            findings.carries[run.labels == label] = 0
+            findings.carries[labels == label] = 0
             del findings.convictions[label]
-            findings.by_label.discard(label)
-            _acquit(run, findings, label, members[unseen])
+            _acquit(outsider.run, findings, label, members[unseen])
 
 
 def hear_newcomers(
-    run: Run, learned: Learned, findings: Findings, looked_at: torch.Tensor, found: Identification, config: Config
+    outsider: Outsider, findings: Findings, looked_at: torch.Tensor, found: Identification, config: Config
 ) -> Identification:
     """What a look over the images ``looked_at`` (int64 [M]) has ``found``, without the suspects in classes with
-    suspects of earlier looks whom a network that ``learned`` none of them acquits by themselves.
+    suspects of earlier looks whom an ``outsider``, who learned none of them, acquits by themselves.
 
     Among those of before, who have falsified labels, a natural group's affinity would go unseen.
     """
-    familiar, labels = Familiar(run, learned.network, learned.examples), run.labels[looked_at]
+    run, labels = outsider.run, outsider.run.labels[looked_at]
     carries, score, natural = found.carries.clone(), found.score.clone(), set[int]()
     for label in set(run.labels[findings.suspects].tolist()) & found.convictions.keys():
         newcomers = looked_at[found.suspects & (labels == label)]
         if not len(newcomers):
             continue
-        said = run.infer(learned.network, newcomers, mirror=True)
-        affinity = affinity_to(label, said.logits, familiar)
+        affinity = outsider.affinity(label, outsider.says(newcomers).logits)
         if reconsidered(found.convictions[label], affinity, config.identification) <= 0.5:
             natural.add(label)
             carries[labels == label] = score[labels == label] = 0
@@ -81,19 +78,17 @@ def hear_newcomers(
     return replace(found, carries=carries, score=score, verdicts=verdicts)
 
 
-def _tell(
-    run: Run, learned: Learned, findings: Findings, label: int, doubt: Doubt, conviction: float, config: Config
-) -> None:
-    """Accuse those in ``doubt`` whom a network that ``learned`` none of them tells by their ``label``."""
-    own, count = run.infer(learned.network, doubt.held, mirror=True).probabilities[:, label], len(doubt.in_doubt)
+def _tell(outsider: Outsider, findings: Findings, label: int, doubt: Doubt, conviction: float, config: Config) -> None:
+    """Accuse those in ``doubt`` whom an ``outsider``, who learned none of them, tells by their ``label``."""
+    own, count = outsider.own(doubt.held, label), len(doubt.in_doubt)
     carries = told_by_label(own[:count], own[count:]).maximum(findings.carries[doubt.in_doubt])  # clears nobody
     findings.carries[doubt.in_doubt], findings.score[doubt.in_doubt] = carries, conviction * carries
     accused = doubt.in_doubt[findings.score[doubt.in_doubt] > 0.5]
     if len(accused):
         findings.suspects[accused] = True
-        suggest(run, learned, findings, accused, config)
+        suggest(outsider, findings, accused, config)
         what = f"{len(accused)} more suspects, of {count} files in doubt, by their false labels"
-        run.notify(Note(f"{run.class_name(label)!r}: {what}"))
+        outsider.run.notify(Note(f"{outsider.run.class_name(label)!r}: {what}"))
 
 
 def is_acquitted(entry: Enhanced, examples: torch.Tensor, findings: Findings) -> bool:
@@ -102,9 +97,10 @@ def is_acquitted(entry: Enhanced, examples: torch.Tensor, findings: Findings) ->
     return 2 * int(findings.acquitted[carriers].sum()) > len(carriers)
 
 
-def suggest(run: Run, learned: Learned, findings: Findings, suspects: torch.Tensor, config: Config) -> None:
-    """Keep what a network that ``learned`` none of the ``suspects`` (int64 [S]) sees in them."""
-    seen = relabel(run, learned.network, suspects, learned.examples, config.relearning)
+def suggest(outsider: Outsider, findings: Findings, suspects: torch.Tensor, config: Config) -> None:
+    """Keep what an ``outsider``, who learned none of the ``suspects`` (int64 [S]), sees in them."""
+    learned = outsider.learned
+    seen = relabel(outsider.run, learned.network, suspects, learned.examples, config.relearning)
     findings.suggested[suspects], findings.confidence[suspects] = seen
 
 

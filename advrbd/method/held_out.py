@@ -20,9 +20,9 @@ from advrbd.method.examination import Enhance, examine_cut
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import is_acquitted, suggest
 from advrbd.method.identification import Identification, identify, moved, verdict_on
-from advrbd.method.second_opinion import CHANCE, LEAST_SPREAD, Familiar, affinity_to, lowest_expected, reconsidered
+from advrbd.method.second_opinion import CHANCE, LEAST_SPREAD, Outsider, lowest_expected, reconsidered
 from advrbd.method.separation import Split
-from advrbd.method.warm_up import Learned, warm_up
+from advrbd.method.warm_up import warm_up
 from advrbd.model.run import Run
 from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS
 
@@ -76,7 +76,7 @@ def hear_held_out(
         return None
     kept, unknown = findings.unsuspected(examples), left.examples[groups.unknown]
     learned = warm_up(run, kept[~torch.isin(kept, unknown)], replace(config, warm_up=config.warm_up.halved()))
-    hearing = Hearing(run, learned, left, groups, findings, config)
+    hearing = Hearing(Outsider(run, learned), left, groups, findings, config)
     hearing.clear()
     return None if few else hearing.outcome()
 
@@ -124,15 +124,11 @@ def hold_out(run: Run, left: Left, findings: Findings, config: Config) -> HeldOu
 
 
 class Hearing:
-    """What a network ``learned`` that was trained without the ``groups`` of what a look ``left``, and without suspects,
-    says of them."""
+    """What an ``outsider``, who learned neither the ``groups`` of what a look ``left`` nor suspects, says of them."""
 
-    def __init__(
-        self, run: Run, learned: Learned, left: Left, groups: HeldOut, findings: Findings, config: Config
-    ) -> None:
-        self._run, self._learned, self._left, self._groups = run, learned, left, groups
+    def __init__(self, outsider: Outsider, left: Left, groups: HeldOut, findings: Findings, config: Config) -> None:
+        self._outsider, self._run, self._left, self._groups = outsider, outsider.run, left, groups
         self._findings, self._config = findings, config
-        self._familiar = Familiar(run, learned.network, learned.examples)
         self._witnesses = [(split, self._affinity_of(split)) for split in groups.witnesses]
         self._usual = torch.tensor([affinity for _, affinity in self._witnesses])
 
@@ -189,8 +185,7 @@ class Hearing:
         return self._affinity(split.label, split.group)
 
     def _affinity(self, label: int, group: torch.Tensor) -> float:
-        said = self._run.infer(self._learned.network, self._left.examples[group], mirror=True)
-        return affinity_to(label, said.logits, self._familiar)
+        return self._outsider.affinity(label, self._outsider.says(self._left.examples[group]).logits)
 
     def _accuse(self, group: torch.Tensor, weight: float) -> None:
         """Accuse those of a ``group`` (int64 [K], of one class) whose label the network denies. Their score is the
@@ -200,17 +195,13 @@ class Hearing:
         evidence = findings.evidence[label]
         falsified = float(moved(torch.tensor(0.5), weight))
         score = evidence["conviction"] * falsified
-        accused = group[self._own(group, label) < 0.5]
+        accused = group[self._outsider.own(group, label) < 0.5]
         if score > 0.5 and len(accused):
             findings.score[accused], findings.suspects[accused] = score, True
             findings.carries[accused] = falsified  # whoever hears them later keeps them
             evidence["strays"] = evidence.get("strays", 0) + len(accused)
-            suggest(run, self._learned, findings, accused, self._config)
+            suggest(self._outsider, findings, accused, self._config)
             run.notify(Note(f"{run.class_name(label)!r}: {len(accused)} more suspects, by their falsified label alone"))
-
-    def _own(self, images: torch.Tensor, label: int) -> torch.Tensor:
-        """The probability, float32 [K], that each of the ``images`` (int64 [K]) shows the class ``label``."""
-        return self._run.infer(self._learned.network, images, mirror=True).probabilities[:, label].contiguous()
 
     def denial(self, label: int) -> torch.Tensor:
         """How surely the label of each image of the class ``label`` is false: log-odds, float32 [M] in -7..7, negative
@@ -222,8 +213,8 @@ class Hearing:
         """
         left, unknown = self._left, self._groups.unknown
         members = (self._run.labels[left.examples] == label) & ~self._findings.acquitted[left.examples]
-        own = self._own(left.examples[members], label)
-        natural = [self._own(left.examples[split.group], split.label) for split, _ in self._natural(label)]
+        own = self._outsider.own(left.examples[members], label)
+        natural = [self._outsider.own(left.examples[split.group], split.label) for split, _ in self._natural(label)]
         ordered = torch.cat(natural).sort().values
         share = (torch.searchsorted(ordered, own, right=True) + 1) / (len(ordered) + 2)
         denial = torch.zeros(len(members))

@@ -17,12 +17,13 @@ from advrbd.method.control import find_control, plant_control, with_copies
 from advrbd.method.doubt import doubts
 from advrbd.method.enhancement import enhance
 from advrbd.method.examination import examine, variety
-from advrbd.method.findings import Findings
+from advrbd.method.findings import Conviction, Findings
 from advrbd.method.hearing import hear_newcomers, hear_suspects, is_acquitted
 from advrbd.method.held_out import Left, hear_held_out
 from advrbd.method.identification import Identification, for_groups, identify
 from advrbd.method.likeness import FRAMES, scenes
 from advrbd.method.partition import partition
+from advrbd.method.second_opinion import Outsider
 from advrbd.method.separation import Split, candidates, most_striking, separate
 from advrbd.method.warm_up import Learned, warm_up
 from advrbd.model.inference import Predictions
@@ -187,10 +188,11 @@ def _set_aside(
     doubted, kept = doubts(run, findings, looked_at, found, config), findings.unsuspected(examples)
     held = torch.cat([fresh[:0], *(doubt.held for doubt in doubted.values())])
     learned = warm_up(run, kept[~torch.isin(kept, torch.cat([fresh, held]))], config)
-    found = hear_newcomers(run, learned, findings, looked_at, found, config)
+    outsider = Outsider(run, learned)
+    found = hear_newcomers(outsider, findings, looked_at, found, config)
     _merge(run, findings, looked_at, found)
     guilty = {label: doubt for label, doubt in doubted.items() if label in found.verdicts}
-    hear_suspects(run, learned, findings, examples, guilty, config)
+    hear_suspects(outsider, findings, examples, guilty, config)
     left = findings.unsuspected(held)  # not learned, but whoever isn't accused has to be looked at again
     return replace(learned, examples=torch.cat([learned.examples, left]).sort().values)
 
@@ -208,12 +210,11 @@ def _merge(run: Run, findings: Findings, kept: torch.Tensor, found: Identificati
         if verdict == POISONED:  # what carries a natural group is nobody's business
             members = labels == label
             findings.carries[kept[members]] = torch.maximum(findings.carries[kept[members]], found.carries[members])
-            if label in findings.by_label and not found.by_label:  # a trigger counts by itself
-                findings.by_label.discard(label)
-                del findings.convictions[label]
-            elif found.by_label and label not in findings.convictions:
-                findings.by_label.add(label)
-            findings.convictions[label] = max(found.convictions[label], findings.convictions.get(label, 0.0))
+            earlier, now = findings.convictions.get(label), Conviction(found.convictions[label], found.by_label)
+            if earlier is None or (earlier.by_label and not now.by_label):  # a trigger counts by itself
+                findings.convictions[label] = now
+            elif now.probability > earlier.probability:
+                findings.convictions[label] = replace(earlier, probability=now.probability)
 
 
 def _caution(run: Run, findings: Findings, message: str) -> None:

@@ -4,6 +4,7 @@ A sharp group may be natural: white backgrounds among the lawn mowers. The next 
 suspects, and the one thing that a natural group keeps and a planted one never had is an affinity to its label.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
 
@@ -11,7 +12,8 @@ import torch
 
 from advrbd.config import IdentificationSettings
 from advrbd.method.identification import moved
-from advrbd.model.factory import Network
+from advrbd.method.warm_up import Learned
+from advrbd.model.inference import Outputs
 from advrbd.model.run import Run
 
 PLAIN = 0.95
@@ -67,39 +69,51 @@ def reconsidered(conviction: float, affinity: float, settings: IdentificationSet
     return float(moved(torch.tensor(conviction), weight))
 
 
-class Familiar:
-    """What a ``network`` says of the images ``kept`` (int64 [K]), which it was trained on, and of their mirror images;
-    of none of them more than once, however many groups are compared with them.
+class Outsider:
+    """A network that ``learned`` none of the images that matter, and what it says of them and their mirror images.
 
-    They are taken in no order of theirs: whoever names the files would choose by it whom suspects are compared with.
+    What it did learn is asked about once, however many groups are compared with it, and in no order of the files:
+    whoever names them would choose by it whom suspects are compared with.
     """
 
-    def __init__(self, run: Run, network: Network, kept: torch.Tensor) -> None:
-        self._run, self._network = run, network
-        self._kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(len(kept)))]
+    def __init__(self, run: Run, learned: Learned) -> None:
+        self.run, self.learned = run, learned
+        order = torch.Generator().manual_seed(len(learned.examples))
+        self._known = learned.examples[torch.randperm(len(learned.examples), generator=order)]
         self._said, self._least = dict[int, torch.Tensor](), max(FEWEST, EVENLY // run.class_count)
 
-    def logits(self, label: int, count: int) -> torch.Tensor:
-        """Logits float32 [S, classes] of ``count`` images of the class ``label``, of ``FEWEST`` at least and of as many
-        as an even share of ``EVENLY``, or of all if those are fewer, that it takes for that class."""
-        mine = self._kept[self._run.labels[self._kept] == label][: max(count, self._least)]
-        said = self._said.get(label, torch.zeros(0, self._run.class_count))
+    def says(self, images: torch.Tensor) -> Outputs:
+        """Of the ``images`` (int64 [K])."""
+        return self.run.infer(self.learned.network, images, mirror=True)
+
+    def own(self, images: torch.Tensor, label: int) -> torch.Tensor:
+        """The probability, float32 [K], that each of the ``images`` (int64 [K]) shows the class ``label``."""
+        return self.says(images).probabilities[:, label].contiguous()
+
+    def affinity(self, label: int, logits: torch.Tensor) -> float:
+        """``affinity_to`` the class ``label`` of what it says of suspects, ``logits`` float32 [S, classes]."""
+        return affinity_to(label, logits, self.familiar)
+
+    def familiar(self, label: int, count: int) -> torch.Tensor:
+        """Logits float32 [S, classes] of ``count`` known images of the class ``label``, of ``FEWEST`` at least and of
+        as many as an even share of ``EVENLY``, or of all if those are fewer, that it takes for that class."""
+        mine = self._known[self.run.labels[self._known] == label][: max(count, self._least)]
+        said = self._said.get(label, torch.zeros(0, self.run.class_count))
         if len(said) < len(mine):
-            more = self._run.infer(self._network, mine[len(said) :], mirror=True).logits
-            said = self._said[label] = torch.cat([said, more])
+            said = self._said[label] = torch.cat([said, self.says(mine[len(said) :]).logits])
         said = said[: len(mine)]
         return said[said.argmax(dim=1) == label]
 
 
-def affinity_to(label: int, logits: torch.Tensor, familiar: Familiar) -> float:
+def affinity_to(label: int, logits: torch.Tensor, familiar: Callable[[int, int], torch.Tensor]) -> float:
     """How much more S suspects have of the class ``label`` than what looks like them.
 
-    ``logits`` float32 [S, classes], of 1 suspect or more, are what a network says of them and their mirror images that
-    was trained on ``familiar`` images alone. In 0..1: the probability that ``label`` has more of what the network
-    leaves to other classes than the one it takes a suspect for, than it has in a familiar image of that class that it
-    takes for it as well (ties count half), and 1 for a suspect taken for ``label`` itself. One half for a falsified
-    label, whatever the model is worth and however sure it is; a cat is told from a dog by cats only, so the source of
-    a source-specific attack may be close to its target.
+    ``logits`` float32 [S, classes], of 1 suspect or more, are what a network says of them that didn't learn them,
+    ``familiar`` gives those of so many images of a class that it did learn. In 0..1: the probability that ``label`` has
+    more of what the network leaves to other classes than the one it takes a suspect for, than it has in a familiar
+    image of that class that it takes for it as well (ties count half), and 1 for a suspect taken for ``label`` itself.
+    One half for a falsified label, whatever the model is worth and however sure it is; a cat is told from a dog by cats
+    only, so the source of a source-specific attack may be close to its target.
     """
     seen, shares, total = logits.argmax(dim=1), _shares(logits)[:, label], 0.0
     for other in seen.unique().tolist():
@@ -107,7 +121,7 @@ def affinity_to(label: int, logits: torch.Tensor, familiar: Familiar) -> float:
         if other == label:
             total += len(mine)
             continue
-        theirs = _shares(familiar.logits(other, len(mine)))[:, label].sort().values
+        theirs = _shares(familiar(other, len(mine)))[:, label].sort().values
         if len(theirs):
             less, no_more = (torch.searchsorted(theirs, mine, right=right) for right in (False, True))
             total += float((less + no_more).double().sum()) / (2 * len(theirs))
