@@ -27,7 +27,7 @@ from advrbd.method.gate import GOOD, Check, Result, check
 from advrbd.method.look import find
 from advrbd.method.relearning import fine_tune, relabel, relearn
 from advrbd.model.device import repeatable
-from advrbd.model.factory import ModelSpec, Network
+from advrbd.model.factory import Network
 from advrbd.model.run import Run
 from advrbd.model.saved import save_model
 from advrbd.output import (
@@ -61,20 +61,19 @@ SUSPECTS_ONLY = (
 @dataclass(frozen=True)
 class Cleaned:
     """What ``clean`` made: the ``report`` with the clean model's suggestions, what became of each file, how far the
-    result can be trusted, the ``manifest`` as written, and the clean ``network`` with what it takes to save it."""
+    result can be trusted, the ``manifest`` as written, and the clean ``network`` with its classes."""
 
     report: Report
     decisions: tuple[Decision, ...]
     check: Check
     manifest: dict
     network: Network
-    spec: ModelSpec
     classes: tuple[str, ...]
     cautions: tuple[str, ...]
 
     def save_model(self, path: str | os.PathLike) -> None:
         """Write the clean model to ``path`` as safetensors, whole or not at all. Raises ``OutputError``."""
-        save_model(Path(path), self.network, self.spec, self.classes)
+        save_model(Path(path), self.network, self.classes)
 
 
 def scan(
@@ -178,7 +177,7 @@ def clean(
     settings["check"] = asdict(checked)
     with written_folder(index, decisions, out, quarantine, settings, link_mode) as manifest:
         cautions = cautions_of(index, found, decisions, manifest)
-        cleaned = Cleaned(found, decisions, checked, manifest, network, run.spec, index.classes, cautions)
+        cleaned = Cleaned(found, decisions, checked, manifest, network, index.classes, cautions)
         if finish is not None:
             finish(cleaned)
     return cleaned
@@ -208,8 +207,8 @@ def plan_scan(
     it decodes anything."""
     config, memory = config or Config(), choose_memory(memory_budget, work_dir)
     _check_work_dir(work_dir, {"the input": sources.territory(Path(path), root)})
-    index, spec, device, network = choose(path, config, split, notify, root)
-    return make_plan(index, network, spec, device, config, memory)
+    index, device, network = choose(path, config, split, notify, root)
+    return make_plan(index, network, device, config, memory)
 
 
 def _check_work_dir(work_dir: str | os.PathLike | None, others: Mapping[str, Path]) -> None:

@@ -64,18 +64,18 @@ class Plan:
         return {"schema": SCHEMA} | asdict(self)
 
 
-def make_plan(
-    index: FolderIndex, network: Network, spec: ModelSpec, device: Device, config: Config, memory: Memory
-) -> Plan:
-    """The plan of a scan of ``index`` with a ``network`` as ``spec`` says. Trains that for a moment, and decodes a few
-    of the files. Raises ``DatasetError`` where there is no room for the pixels, ``DeviceError`` where training takes
-    more memory than the device has."""
-    statuses = index.statuses
+def make_plan(index: FolderIndex, network: Network, device: Device, config: Config, memory: Memory) -> Plan:
+    """The plan of a scan of ``index`` with such a ``network``. Trains it for a moment, and decodes a few of the files.
+
+    Raises ``DatasetError`` where there is no room for the pixels, ``DeviceError`` where training takes more memory than
+    the device has.
+    """
+    spec, statuses = network.spec, index.statuses
     count, pixels = statuses[OK], len(index.files) * spec.image_size**2 * 3
-    tables = table_bytes(len(index.files), network, spec, config)
+    tables = table_bytes(len(index.files), network, config)
     held = memory.without(tables, len(index.files)).holds(pixels)
     before = peak_so_far()
-    speed = training_speed(network, spec, device, config)
+    speed = training_speed(network, device, config)
     batches = 2 * (peak_so_far() - before)  # on a CPU, images are scored 256 at a time, and trained on half as many
     passes, group_images = _passes(count, config), _group_images(config)
     sizes = Counter(file.label for file in index.files if file.status == OK)
@@ -108,18 +108,18 @@ def make_plan(
     )
 
 
-def table_bytes(count: int, network: Network, spec: ModelSpec, config: Config) -> int:
+def table_bytes(count: int, network: Network, config: Config) -> int:
     """What a scan keeps of ``count`` images besides their pixels, at its peak, in bytes: a row in the index and the
     report, the features, and what each enhanced model says."""
-    device = network.mean.device
+    spec, device = network.spec, network.mean.device
     with torch.no_grad():
         features = network.eval().features(torch.zeros(1, 3, spec.image_size, spec.image_size, device=device)).shape[1]
     return round(count * (ROW_BYTES + FEATURE_COPIES * 4 * features + 4 * _groups(count, spec.class_count, config)))
 
 
-def training_speed(network: Network, spec: ModelSpec, device: Device, config: Config) -> float:
+def training_speed(network: Network, device: Device, config: Config) -> float:
     """Images per second that ``network`` is trained on; it learns nothing from it."""
-    batch, generator = config.warm_up.batch_size, torch.Generator().manual_seed(0)
+    spec, batch, generator = network.spec, config.warm_up.batch_size, torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (batch, spec.image_size, spec.image_size, 3), dtype=torch.uint8, generator=generator)
     labels, steps, spent = torch.arange(batch) % spec.class_count, 1, 0.0
     while True:  # the first step has much to prepare; where it takes long all the same, it is measure enough

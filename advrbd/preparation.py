@@ -33,12 +33,12 @@ def prepare(
     Raises an ``AdvrbdError`` when the folder, the model or the device can't be used, or the memory isn't enough.
     """
     memory = choose_memory(memory_budget, work_dir)
-    index, spec, device, network = choose(path, config, split, notify, root)
-    tables = table_bytes(len(index.files), network, spec, config)
+    index, device, network = choose(path, config, split, notify, root)
+    tables = table_bytes(len(index.files), network, config)
     if tables > memory.budget and not memory.asked:
         what = f"about {in_words(tables)} besides their pixels"
         notify(Caution(f"{len(index.files)} images take {what}, more than half of the memory that is free"))
-    left = memory.without(tables, len(index.files))
+    left, spec = memory.without(tables, len(index.files)), network.spec
     index, images = pixels.load(index, spec.image_size, notify, config.decoding, left)
     check_enough(index, "readable images")
     for message in duplicates.warnings_of(index):
@@ -58,8 +58,8 @@ def choose(
     split: str | None = None,
     notify: Notify = ignore,
     root: str | os.PathLike | None = None,
-) -> tuple[FolderIndex, ModelSpec, Device, Network]:
-    """The index of the folder, the model and the device, and a network to try them with; nothing is decoded yet.
+) -> tuple[FolderIndex, Device, Network]:
+    """The index of the folder, the device, and a network of the model to try them with; nothing is decoded yet.
 
     Raises an ``AdvrbdError`` as ``prepare`` does.
     """
@@ -78,7 +78,7 @@ def choose(
     spec = ModelSpec(name, len(index.classes), size, arguments=arguments, pretrained=config.pretrained)
     network = build(spec, device, torch.Generator())  # a model that doesn't fit is an error now, not after decoding
     notify(Note(f"model: {explain_choice(config.model, spec, side, device)}"))
-    return index, network.spec, device, network
+    return index, device, network
 
 
 def check_enough(index: FolderIndex, images: str = "images") -> None:

@@ -136,7 +136,7 @@ def _write_beside(output: Path, model: Path, cleaned: "Cleaned") -> None:
     from advrbd.writing import write_together
 
     _check_new(model)  # it may have come about during the training
-    weights = model_bytes(model.name, cleaned.network, cleaned.spec, cleaned.classes)
+    weights = model_bytes(model.name, cleaned.network, cleaned.classes)
     write_together({model: weights, output: decisions_csv(cleaned.report, cleaned.decisions)})
 
 

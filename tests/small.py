@@ -80,6 +80,6 @@ def small_clean(data: Path, place: Path, **options) -> None:
 
 
 def write_beside(place: Path, cleaned: advrbd.pipeline.Cleaned) -> None:
-    weights = model_bytes("model", cleaned.network, cleaned.spec, cleaned.classes)
+    weights = model_bytes("model", cleaned.network, cleaned.classes)
     table = decisions_csv(cleaned.report, cleaned.decisions)
     write_together({place / "model": weights, place / "report.csv": table})

@@ -189,7 +189,7 @@ def save_model(_root: Path, place: Path) -> None:
     device = choose_device("cpu")
     name, arguments, size = choose_model("test_resnet", 16, device)
     spec = ModelSpec(name, 2, size, arguments=arguments)
-    saved.save_model(place / "model", build(spec, device, torch.Generator()), spec, ("a", "b"))
+    saved.save_model(place / "model", build(spec, device, torch.Generator()), ("a", "b"))
 
 
 def plant_a_copy(root: Path, place: Path) -> None:

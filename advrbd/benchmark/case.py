@@ -105,7 +105,7 @@ class Case:
         own = torch.Generator()
         own.set_state(run.generator.get_state())
         network = relearn(replace(run, generator=own), usable(index), self.unit.config.relearning)
-        save_model(path, network, run.spec, index.classes)
+        save_model(path, network, index.classes)
         return network
 
 

@@ -146,13 +146,13 @@ def build(spec: ModelSpec, device: Device, generator: torch.Generator, fetch: bo
         config = resolve_model_data_config(backbone)
         spec = replace(spec, mean=tuple(config["mean"]), std=tuple(config["std"]))
     network = Network(backbone, changes, spec).to(device.device).to(memory_format=torch.channels_last)
-    _check_fits(network.eval(), spec, device)
+    _check_fits(network.eval(), device)
     return network
 
 
-def _check_fits(network: Network, spec: ModelSpec, device: Device) -> None:
+def _check_fits(network: Network, device: Device) -> None:
     """Raise ``ModelError`` where the model can't be used, or cuts images into patches that don't cover all of them."""
-    patch = _patch_of(network)
+    spec, patch = network.spec, _patch_of(network)
     if spec.image_size % patch:
         whole = _up_to(spec.image_size, patch)
         raise ModelError(

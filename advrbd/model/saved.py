@@ -19,28 +19,29 @@ KNOWN_ARGUMENTS = {"stem_type", "stem_width", "channels"}  # of timm.create_mode
 LARGEST_SIDE = 4096  # pixels
 
 
-def save_model(path: Path, network: Network, spec: ModelSpec, classes: tuple[str, ...]) -> None:
+def save_model(path: Path, network: Network, classes: tuple[str, ...]) -> None:
     """Write what ``model_bytes`` gives to ``path``, whole or not at all."""
-    write_whole(path, model_bytes(path.name, network, spec, classes))
+    write_whole(path, model_bytes(path.name, network, classes))
 
 
-def model_bytes(name: str, network: Network, spec: ModelSpec, classes: tuple[str, ...]) -> bytes:
+def model_bytes(name: str, network: Network, classes: tuple[str, ...]) -> bytes:
     """The weights of the timm model and, as metadata, its name, arguments, input, class names, and its usage as the
     file ``name``."""
-    about = spec.as_dict() | {"classes": [printable(name) for name in classes]}
+    about = network.spec.as_dict() | {"classes": [printable(name) for name in classes]}
     about["mean"], about["std"] = network.mean.flatten().tolist(), network.std.flatten().tolist()
-    about["usage"] = loading_code(network, spec, classes, name)
+    about["usage"] = loading_code(network, classes, name)
     # clones, since safetensors refuses layers that share their memory
     tensors = {key: tensor.contiguous().cpu().clone() for key, tensor in network.backbone.state_dict().items()}
     # all under one key: safetensors writes several in random order, and the same model would have many hashes
     return save(tensors, metadata={"advrbd": json.dumps(about)})
 
 
-def loading_code(network: Network, spec: ModelSpec, classes: tuple[str, ...], path: str) -> str:
+def loading_code(network: Network, classes: tuple[str, ...], path: str) -> str:
     """Python that loads the model saved at ``path`` with timm alone; its comments say what goes in and what comes out.
 
     Names come from whoever made the dataset: each enters as a literal, which ``repr`` keeps on one line and closed.
     """
+    spec = network.spec
     arguments = "".join(f", {name}={value!r}" for name, value in timm_arguments(spec).items())
     mean, std = (tuple(round(value, 7) for value in each.flatten().tolist()) for each in (network.mean, network.std))
     size = (spec.image_size, spec.image_size)
