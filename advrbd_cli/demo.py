@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from advrbd.attacks.base import Attack
     from advrbd.benchmark.metrics import Detection
-    from advrbd.config import Config
     from advrbd.model.factory import Network
 
 TARGET = 1
@@ -42,6 +41,7 @@ def demo(
     from advrbd.output import decisions_csv
     from advrbd.pipeline import clean as run_clean
     from advrbd.pipeline import scan as run_scan
+    from advrbd.pipeline import train_plainly
     from advrbd.reports.html import render_html
     from advrbd.reports.tables import render
 
@@ -61,19 +61,12 @@ def demo(
             cleaned = run_clean(
                 folder / "poisoned", folder / "clean", config, report=folder / "report.json", notify=narrator
             )
-            undefended = _undefended(folder / "poisoned", config, narrator)
+            undefended = train_plainly(folder / "poisoned", config, notify=narrator)
         write_whole(folder / "clean-report.csv", decisions_csv(cleaned.report, cleaned.decisions))
         cleaned.save_model(folder / "clean.safetensors")
     clean.summarise(cleaned, out / "clean", out / "clean-report.csv", out / "clean.safetensors")
     found = detection(report.files, {entry.path: entry.role for entry in truth})
     _compare(found, undefended, cleaned.network, attack, held_out, held_out_labels)
-
-
-def _undefended(data: Path, config: "Config", narrator: console.Narrator) -> "Network":
-    """The model that somebody would have got who trained on the folder as it came."""
-    from advrbd.pipeline import train_plainly
-
-    return train_plainly(data, config, notify=narrator)
 
 
 def _compare(
@@ -84,11 +77,16 @@ def _compare(
     images: "np.ndarray",
     labels: "np.ndarray",
 ) -> None:
+    import numpy as np
+
     from advrbd.benchmark.metrics import accuracy, attack_success_rate
 
+    is_victim = attack.victims(labels, TARGET)
+    wanted = attack.poisoned_label(labels, TARGET, 10)
     table = Table("", "accuracy", "attack success rate", title="on digits that were held out")
     for name, network in (("trained on the folder as it came", undefended), ("clean model", cleaned)):
-        success = attack_success_rate(network, attack, images, labels, TARGET, 10)
+        victims = zip(images[is_victim], wanted[is_victim], strict=True)
+        success = attack_success_rate(network, attack, victims, np.random.default_rng(attack.seed))
         table.add_row(name, f"{accuracy(network, images, labels):.3f}", f"{success:.3f}")
     console.show(table)
     console.say(

@@ -6,12 +6,14 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from advrbd.attacks import ATTACKS
 from advrbd.attacks import plant as planting
 from advrbd.benchmark import drill as drilling
+from advrbd.benchmark import metrics
 from advrbd.benchmark.drill import DID_NOT_TAKE, FALSE_ALARM, FOUND, LEFT_ALONE, MISSED, PARTLY_FOUND, Drilled, drill
 from advrbd.benchmark.drill_report import COLUMNS, meaning, passed, render
 from advrbd.benchmark.metrics import Detection
@@ -113,15 +115,16 @@ def unfound(monkeypatch):
         scanned.append(copy)
         assert copy.is_dir()
         files = [FileResult(file.path, "", OK, "0" * 64, False, 0.0) for file in index(copy).files]
-        return Report(tuple(files), (), run={"model": {"image_size": SIZE}})
+        return Report(tuple(files), ())
 
     def accuracy(_, images, labels):
         measured.append((images, labels))
         return 0.75
 
     monkeypatch.setattr(drilling, "scan", scan)
-    monkeypatch.setattr(drilling, "train_plainly", lambda *_, **__: None)
-    monkeypatch.setattr(drilling, "accuracy", accuracy)
+    network = SimpleNamespace(spec=SimpleNamespace(image_size=SIZE))
+    monkeypatch.setattr(drilling, "train_plainly", lambda *_, **__: network)
+    monkeypatch.setattr(metrics, "accuracy", accuracy)
     return scanned, measured
 
 

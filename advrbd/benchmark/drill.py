@@ -15,19 +15,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from advrbd.attacks import ATTACKS, Attack
 from advrbd.attacks.base import CLEAN, POISON, Change
 from advrbd.attacks.plant import PlantedFile, draw_plan, plant
-from advrbd.benchmark.metrics import Detection, accuracy, detection
+from advrbd.benchmark.metrics import Detection, attack_success_rate, detection
 from advrbd.config import Config
 from advrbd.data.files import read_image
 from advrbd.data.folder import OK, FolderIndex, ImageFile
 from advrbd.data.sources import index_class_folders
 from advrbd.errors import AdvrbdError, DatasetError, OutputError
 from advrbd.events import Event, Note, Notify, Progress, ignore
-from advrbd.model.factory import Network
 from advrbd.pipeline import scan, train_plainly
 from advrbd.preparation import choose
 
@@ -162,7 +160,9 @@ def _drill_one(ground: _Ground, name: str, notify: Notify) -> Drilled:
         success = None
         if POISON in role.values():
             network = train_plainly(copy, config, notify=_progress_only(_naming("plain training", notify)))
-            success = _attack_success_rate(ground, attack, planted, network, report.run["model"]["image_size"])
+            generator = np.random.default_rng(config.seed)
+            victims = _victims(ground, attack, planted, generator)
+            success = attack_success_rate(network, attack, victims, generator)
     return Drilled(
         name,
         ground.poison_rate,
@@ -176,29 +176,23 @@ def _drill_one(ground: _Ground, name: str, notify: Notify) -> Drilled:
     )
 
 
-def _attack_success_rate(
-    ground: _Ground, attack: Attack, planted: tuple[PlantedFile, ...], network: Network, size: int
-) -> float:
-    """The attack success rate on images that the attack left clean.
-
-    They are stamped as large as they are and scaled down afterwards, as the poisoned files were.
-    """
+def _victims(
+    ground: _Ground, attack: Attack, planted: tuple[PlantedFile, ...], generator: np.random.Generator
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Images to measure the attack success rate on, of those that the attack left clean, and the labels wanted."""
     left = {entry.original_path for entry in planted if entry.role == CLEAN}
     clean = np.array([file.path in left for file in ground.files])
     victims = np.flatnonzero(attack.victims(ground.labels, ground.target) & clean)
-    generator = np.random.default_rng(ground.config.seed)
     drawn = np.sort(generator.choice(victims, min(MOST_MEASURED, len(victims)), replace=False))
     wanted = attack.poisoned_label(ground.labels, ground.target, len(ground.source.classes))
-    images, labels = [], []
+    any_read = False
     for position in drawn:
         pixels, _, _ = read_image(ground.source.root / ground.files[position].path, None)
         if pixels is not None:
-            stamped = Image.fromarray(attack.stamp_test(pixels, generator))
-            images.append(np.asarray(stamped.resize((size, size), Image.Resampling.BICUBIC)))
-            labels.append(wanted[position])
-    if not images:
+            any_read = True
+            yield pixels, wanted[position]
+    if not any_read:
         raise DatasetError(f"none of {len(drawn)} images to measure {attack.name} on could be read")
-    return accuracy(network, np.stack(images), np.array(labels))
 
 
 def _check_work_folder(work: Path, root: Path) -> None:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from advrbd.attacks import Attack
-from advrbd.benchmark.metrics import accuracy
+from advrbd.benchmark.metrics import accuracy, squash, stamp
 from advrbd.config import Config
 from advrbd.data import folder
 from advrbd.data.files import read_image
@@ -39,8 +38,7 @@ class HeldOut:
 def read_held_out(root: Path, size: int, attack: Attack | None, target: int, trusted: int = 0) -> HeldOut:
     """Read at most ``MOST_TEST_IMAGES`` of ``root``, the same ones every time, at ``size`` pixels.
 
-    The trigger goes into an image as large as its file is, and only then is it scaled, as it is with the training
-    images: a warp isn't the same when it comes after the scaling. None of them is among ``read_trusted``'s.
+    None of them is among ``read_trusted``'s.
     """
     index = folder.index(root)
     files, _ = _share_out(index, trusted)
@@ -50,9 +48,9 @@ def read_held_out(root: Path, size: int, attack: Attack | None, target: int, tru
     images, stamped = [], []
     for file, is_victim in zip(files, victims, strict=True):
         pixels = _read(root / file.path)
-        images.append(_scaled(pixels, size))
+        images.append(squash(pixels, size))
         if attack and is_victim:
-            stamped.append(_scaled(attack.stamp_test(pixels, generator), size))
+            stamped.append(stamp(pixels, attack, size, generator))
     if attack is None or not stamped:
         return HeldOut(np.stack(images), labels)
     wanted = attack.poisoned_label(labels, target, len(index.classes))[victims]
@@ -65,7 +63,7 @@ def read_trusted(root: Path, size: int, count: int) -> tuple[np.ndarray, np.ndar
     K is less than ``count`` where it would be more than half of what there is to measure on.
     """
     _, files = _share_out(folder.index(root), count)
-    images = [_scaled(_read(root / file.path), size) for file in files]
+    images = [squash(_read(root / file.path), size) for file in files]
     return np.stack(images), np.array([file.label for file in files])
 
 
@@ -98,10 +96,3 @@ def _read(path: Path) -> np.ndarray:
     if pixels is None:
         raise DatasetError(f"the test image {path} can't be used: {status}")
     return pixels
-
-
-def _scaled(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Squashed to a square, as the training images are."""
-    if pixels.shape[:2] == (size, size):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))

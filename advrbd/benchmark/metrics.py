@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from advrbd.attacks.base import CLEAN, COVER, MISLABELLED, POISON, Attack
@@ -73,11 +74,28 @@ def accuracy(network: Network, images: np.ndarray, labels: np.ndarray) -> float:
 
 
 def attack_success_rate(
-    network: Network, attack: Attack, images: np.ndarray, labels: np.ndarray, target_label: int, class_count: int
+    network: Network, attack: Attack, victims: Iterable[tuple[np.ndarray, int]], generator: np.random.Generator
 ) -> float:
-    """Share of the attack's victims among the test images that get the attacker's label once they carry the trigger."""
-    generator = np.random.default_rng(attack.seed)
-    victims = attack.victims(labels, target_label)
-    wanted = attack.poisoned_label(labels, target_label, class_count)[victims]
-    stamped = np.stack([attack.stamp_test(image, generator) for image in images[victims]])
-    return accuracy(network, stamped, wanted)
+    """Share of the ``victims``, one at least, that get the attacker's label once they carry the trigger.
+
+    They come one by one, an image as large as its file is (uint8 [H, W, 3]) and the label that the attacker wants.
+    """
+    size = network.spec.image_size
+    stamped, wanted = zip(*((stamp(image, attack, size, generator), label) for image, label in victims), strict=True)
+    return accuracy(network, np.stack(stamped), np.array(wanted))
+
+
+def stamp(image: np.ndarray, attack: Attack, size: int, generator: np.random.Generator) -> np.ndarray:
+    """A test image with its trigger, uint8 [size, size, 3].
+
+    The trigger goes into the image as large as it is, and only then is it scaled, as it is with the training images: a
+    warp isn't the same when it comes after the scaling.
+    """
+    return squash(attack.stamp_test(image, generator), size)
+
+
+def squash(image: np.ndarray, size: int) -> np.ndarray:
+    """The image as a square, as the training images are."""
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
