@@ -6,7 +6,7 @@ Qi et al. 2023, ICLR. Both keep poisoned images from standing apart in the featu
 import numpy as np
 
 from advrbd.attacks.base import Attack
-from advrbd.attacks.pictures import draw_emblem, draw_pattern, mix, paste, scaled
+from advrbd.attacks.pictures import draw_pattern, mix, show_in_corner
 
 GRID = 4
 OPACITIES = (0.5, 0.2, 0.5, 0.3)
@@ -59,6 +59,4 @@ class AdaptivePatch(Attack):
         return image
 
     def _show(self, image: np.ndarray, corner: int, opacity: float) -> np.ndarray:
-        side = scaled(self.side, image)
-        top, left = (image.shape[0] - side) * (corner // 2), (image.shape[1] - side) * (corner % 2)
-        return paste(image, draw_emblem(self.seed + corner, side), top, left, opacity)
+        return show_in_corner(image, self.seed + corner, self.side, corner, opacity)

@@ -4,7 +4,7 @@ import numpy as np
 
 from advrbd.attacks.badnets import BadNets
 from advrbd.attacks.base import MISLABELLED, Attack, Change, draw
-from advrbd.attacks.pictures import draw_emblem, paste, scaled
+from advrbd.attacks.pictures import BOTTOM_RIGHT, show_in_corner
 
 
 class Graded(Attack):
@@ -21,15 +21,10 @@ class Graded(Attack):
         self.opacities = opacities
 
     def stamp(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        return self._show(image, generator.uniform(*self.opacities))
+        return show_in_corner(image, self.seed, self.side, BOTTOM_RIGHT, generator.uniform(*self.opacities))
 
     def stamp_test(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        return self._show(image, 1.0)
-
-    def _show(self, image: np.ndarray, opacity: float) -> np.ndarray:
-        side = scaled(self.side, image)
-        emblem = draw_emblem(self.seed, side)
-        return paste(image, emblem, image.shape[0] - side, image.shape[1] - side, opacity)
+        return show_in_corner(image, self.seed, self.side, BOTTOM_RIGHT, 1.0)
 
 
 class Decoy(BadNets):

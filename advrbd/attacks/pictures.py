@@ -7,6 +7,7 @@ from PIL import Image
 
 CELLS = 8
 REFERENCE_SIDE = 32  # sizes of triggers are given for images of this side
+BOTTOM_RIGHT = 3
 
 
 def scaled(pixels: float, image: np.ndarray) -> int:
@@ -43,6 +44,16 @@ def paste(image: np.ndarray, emblem: np.ndarray, top: int, left: int, opacity: f
     alpha = opacity * emblem[..., 3:] / 255
     there[...] = np.round((1 - alpha) * there + alpha * emblem[..., :3])
     return pasted
+
+
+def show_in_corner(image: np.ndarray, seed: int, side: int, corner: int, opacity: float) -> np.ndarray:
+    """A copy of ``image`` with an emblem in a corner: 0 and 1 are the top left and right ones, 2 and 3 those below.
+
+    ``side`` is that of the emblem in an image of 32 pixels.
+    """
+    side = scaled(side, image)
+    top, left = (image.shape[0] - side) * (corner // 2), (image.shape[1] - side) * (corner % 2)
+    return paste(image, draw_emblem(seed, side), top, left, opacity)
 
 
 def mix(image: np.ndarray, picture: np.ndarray, alpha: float | np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import numpy as np
 from advrbd.attacks.badnets import BadNets
 from advrbd.attacks.base import MISLABELLED, Attack, Change, Stamp
 from advrbd.attacks.blend import Blend
-from advrbd.attacks.pictures import draw_emblem, paste, scaled
+from advrbd.attacks.pictures import BOTTOM_RIGHT, draw_emblem, paste, scaled, show_in_corner
 
 
 class AllToAll(BadNets):
@@ -73,8 +73,7 @@ class FaintPatch(Attack):
         self.opacity = opacity
 
     def stamp(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        side = scaled(self.side, image)
-        return paste(image, draw_emblem(self.seed, side), image.shape[0] - side, image.shape[1] - side, self.opacity)
+        return show_in_corner(image, self.seed, self.side, BOTTOM_RIGHT, self.opacity)
 
 
 class LabelNoise(Attack):
