@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,17 +38,13 @@ class Device:
             return generator
         return torch.Generator(self.device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
 
-    def seeded(self, generator: torch.Generator) -> AbstractContextManager:
+    @contextmanager
+    def seeded(self, generator: torch.Generator) -> Iterator[None]:
         """A context in which torch's global randomness (weights, dropout) comes from ``generator``, without a trace."""
         seed = int(torch.randint(2**31, (), generator=generator))
-        return _seeded(seed, [self.device] if self.device.type == "cuda" else [])
-
-
-@contextmanager
-def _seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
 
 def choose_device(name: str = "auto") -> Device:
