@@ -15,7 +15,7 @@ from advrbd.attacks import ATTACKS, Attack
 from advrbd.attacks.base import CLEAN, POISON
 from advrbd.attacks.plant import PlantedFile, plant
 from advrbd.benchmark.matrix import NO_ATTACK, Unit
-from advrbd.benchmark.measure import HeldOut, read_held_out, read_trusted
+from advrbd.benchmark.measure import HeldOutImages, read_held_out, read_trusted
 from advrbd.data import folder
 from advrbd.data.folder import FolderIndex
 from advrbd.data.pixels import Pixels
@@ -72,7 +72,7 @@ class Case:
         return round(TRUSTED_SHARE * len(self.planted))
 
     @cached_property
-    def held_out(self) -> HeldOut:
+    def held_out(self) -> HeldOutImages:
         """The test images to measure on; those that are handed out as trusted are none of them."""
         size = self.prepared[1].spec.image_size
         return read_held_out(self.unit.data / "test", size, self.attack, self.unit.target, self.trusted_count)

@@ -22,7 +22,7 @@ MOST_TEST_IMAGES = 2000
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutImages:
     """Test images at the model's input size, uint8 [N, S, S, 3], with their ``labels``.
 
     ``stamped`` are the attack's victims among them with the trigger in place, and ``wanted`` the labels that the
@@ -35,7 +35,7 @@ class HeldOut:
     wanted: np.ndarray | None = None
 
 
-def read_held_out(root: Path, size: int, attack: Attack | None, target: int, trusted: int = 0) -> HeldOut:
+def read_held_out(root: Path, size: int, attack: Attack | None, target: int, trusted: int = 0) -> HeldOutImages:
     """Read at most ``MOST_TEST_IMAGES`` of ``root``, the same ones every time, at ``size`` pixels.
 
     None of them is among ``read_trusted``'s.
@@ -52,9 +52,9 @@ def read_held_out(root: Path, size: int, attack: Attack | None, target: int, tru
         if attack and is_victim:
             stamped.append(stamp(pixels, attack, size, generator))
     if attack is None or not stamped:
-        return HeldOut(np.stack(images), labels)
+        return HeldOutImages(np.stack(images), labels)
     wanted = attack.poisoned_label(labels, target, len(index.classes))[victims]
-    return HeldOut(np.stack(images), labels, np.stack(stamped), wanted)
+    return HeldOutImages(np.stack(images), labels, np.stack(stamped), wanted)
 
 
 def read_trusted(root: Path, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +76,7 @@ def _share_out(index: FolderIndex, trusted: int) -> tuple[list[ImageFile], list[
     return measured[:kept], random.Random(0).sample(rest, min(trusted, len(rest))) + measured[kept:]
 
 
-def judge(network: Network, held_out: HeldOut) -> dict:
+def judge(network: Network, held_out: HeldOutImages) -> dict:
     """Accuracy ``acc``, and attack success rate ``asr``: the share of the victims that get the label wanted."""
     success = None
     if held_out.stamped is not None and held_out.wanted is not None:
@@ -84,7 +84,7 @@ def judge(network: Network, held_out: HeldOut) -> dict:
     return {"acc": round(accuracy(network, held_out.images, held_out.labels), 4), "asr": success}
 
 
-def train_and_judge(data: Path, config: Config, held_out: HeldOut, notify: Notify = ignore) -> dict:
+def train_and_judge(data: Path, config: Config, held_out: HeldOutImages, notify: Notify = ignore) -> dict:
     """What a model is worth that was trained on ``data`` as if every file were trusted, and the training's seconds."""
     started = time.perf_counter()
     network = train_plainly(data, config, notify=notify)
