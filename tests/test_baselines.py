@@ -16,7 +16,7 @@ from advrbd.baselines import BASELINES, CLEAN_IMAGES, CLP, DBR, CutMix, FinePrun
 from advrbd.baselines.abl import ABL, held_at
 from advrbd.baselines.base import ascent, stage, unlearn_and_relearn
 from advrbd.baselines.clp import lipschitz_bounds, normalised_convolutions
-from advrbd.baselines.cutmix import mixed_cross_entropy, paste
+from advrbd.baselines.cutmix import mixed_cross_entropy, paste_box
 from advrbd.baselines.dbr import feature_changes, rotate_and_shift, similarity_of_centres
 from advrbd.baselines.fine_pruning import channels_to_keep
 from advrbd.baselines.scan_em import anomalies, decompose, likelihood_ratio, untangle
@@ -243,7 +243,7 @@ def test_the_share_of_the_labels_is_that_of_the_area(share):
     images, partners = torch.zeros(2, 3, 16, 16), torch.ones(2, 3, 16, 16)
     shares = set()
     for _ in range(50):
-        mixed, left = paste(images, partners, share, draws)
+        mixed, left = paste_box(images, partners, share, draws)
         assert mixed.mean().item() == pytest.approx(1 - left)
         assert left >= share - 1e-9
         rows, columns = mixed[0, 0].amax(dim=1), mixed[0, 0].amax(dim=0)

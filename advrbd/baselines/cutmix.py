@@ -49,7 +49,7 @@ def mixed_cross_entropy(beta: float, probability: float, generator: torch.Genera
         if draws.random() >= probability:
             return functional.cross_entropy(network(images).float(), labels)
         partners = torch.from_numpy(draws.permutation(len(images))).to(images.device)
-        mixed, share = paste(images, images[partners], draws.beta(beta, beta), draws)
+        mixed, share = paste_box(images, images[partners], draws.beta(beta, beta), draws)
         logits = network(mixed).float()
         own, other = (functional.cross_entropy(logits, of) for of in (labels, labels[partners]))
         return share * own + (1 - share) * other
@@ -57,7 +57,7 @@ def mixed_cross_entropy(beta: float, probability: float, generator: torch.Genera
     return loss
 
 
-def paste(
+def paste_box(
     images: torch.Tensor, partners: torch.Tensor, share: float, draws: np.random.Generator
 ) -> tuple[torch.Tensor, float]:
     """Lay the same box of each partner over each image, both float [B, C, H, W], and return the share that is left.
