@@ -54,7 +54,7 @@ def result(**changes) -> dict:
     return unit.as_dict() | {
         "verdict": "poisoned",
         "detection": counts | {"tpr": 0.9, "fpr": 1 / 180, "auroc": 0.99},
-        "filters": {"random": {"tpr": 0.06, "fpr": 0.06}, "perfect": {"tpr": 1.0, "fpr": 0.0}},
+        "filters": {"random": {"tpr": 0.06, "fpr": 0.06}, "perfect": {}},  # as earlier versions have it
         "network": {"name": "resnet10t"},
         **defences.circumstances(unit.config),
         "seconds": {"scan": 12.3},
@@ -609,7 +609,7 @@ def test_a_scan_is_held_against_the_truth_and_cleaning_goes_on_from_its_report(p
     monkeypatch.setattr(defences, "run_scan", lambda *_, **__: report_of_the_truth(case))
     found = DEFENCES["scan"].run(case)
     assert (found["detection"]["tpr"], found["detection"]["fpr"], found["detection"]["flagged"]) == (1.0, 0.0, 20)
-    assert found["filters"]["random"] == {"tpr": 0.1, "fpr": 0.1}
+    assert found["filters"]["random"] == {"tpr": 0.1}
     assert found["verdict"] == "poisoned"
     assert case.report.is_file()
 

@@ -74,10 +74,7 @@ def scan(case: Case) -> dict:
         **circumstances(case.unit.config),
         "verdict": report.verdict,
         "detection": _rates(counts) | {"flagged": flagged, "files": len(report.files)},
-        "filters": {
-            "random": {"tpr": by_chance if counts.poisoned else None, "fpr": by_chance},
-            "perfect": {"tpr": 1.0 if counts.poisoned else None, "fpr": 0.0},
-        },
+        "filters": {"random": {"tpr": by_chance if counts.poisoned else None}},
         "classes": [asdict(entry) for entry in report.classes],
         "cautions": report.cautions,
         "network": report.run["model"],
