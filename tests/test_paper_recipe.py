@@ -13,7 +13,7 @@ from torch.nn import functional
 from advrbd.attacks import BadNets
 from advrbd.baselines import BASELINES, NOTHING, PAPER_RECIPE, PaperRecipe, advrbd_paper
 from advrbd.baselines.advrbd_paper import learn_and_unlearn
-from advrbd.baselines.base import stage
+from advrbd.baselines.base import stage, train_on_rest
 from advrbd.benchmark.digits import digits
 from advrbd.config import PartitionSettings, RelearningSettings
 from advrbd.data.pixels import Pixels
@@ -180,14 +180,13 @@ def test_the_clean_model_learns_the_rest_then_labels_the_suspects_then_learns_al
     assert torch.equal(plain, run.labels)
     assert "fine-tune" in name
     assert torch.equal(union, examples)
-    bare = recipe(rounds=0, relearning=relearning, relabelling=False)
-    without = bare.defend(again(run), examples, halfway)
+    before = train_on_rest(again(run), examples, found.suspects, relearning.clean, "before relabelling")
     suspects = examples[found.suspects]
-    assert torch.equal(wanted[suspects], said(run, without.network, suspects))
+    assert torch.equal(wanted[suspects], said(run, before, suspects))
     assert not torch.equal(wanted[suspects], run.labels[suspects])
     others = ~torch.isin(EXAMPLES, suspects)
     assert torch.equal(wanted[others], run.labels[others])
-    assert not torch.equal(*(run.infer(each.network, examples).logits for each in (found, without)))
+    assert not torch.equal(*(run.infer(each, examples).logits for each in (found.network, before)))
 
 
 def test_a_folder_that_is_suspected_as_a_whole_leaves_nothing_to_learn(run, undefended):

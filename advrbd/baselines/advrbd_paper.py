@@ -42,8 +42,7 @@ class PaperRecipe(Defence):
     - Eq. 4 in one loss, L(D_u) - L(D_c), of images drawn from all with replacement, so that both weigh as they are
       many.
     - ``relearning``: that of advrbd's own clean model, which a budget doesn't scale. No suspect is too doubtful to be
-      relabelled. The paper's results are mostly those before relabelling, Table IV apart:
-      ``relabelling=False``.
+      relabelled. The paper's results are mostly those before relabelling, Table IV apart.
     """
 
     name: ClassVar[str] = "advrbd-paper"
@@ -55,14 +54,13 @@ class PaperRecipe(Defence):
     steps: int = 60
     enhancement: TrainingSettings = field(default_factory=lambda: stage(1, 0.01, batch_size=64, augmented=False))
     relearning: RelearningSettings = field(default_factory=RelearningSettings)
-    relabelling: bool = True
 
     def _defend(self, run: Run, examples: torch.Tensor, network: Network, clean: torch.Tensor | None) -> Defended:
         labels = run.labels[examples]
         logits = run.infer(self._enhanced(run, examples, network), examples).logits
         suspects = logits.argmax(dim=1) == labels
         defended = train_on_rest(run, examples, suspects, self.relearning.clean, self.name)
-        if self.relabelling and suspects.any():
+        if suspects.any():
             relabelled = run.labels.clone()
             relabelled[examples[suspects]] = run.infer(defended, examples[suspects]).logits.argmax(dim=1)
             settings, stage_name = self.relearning.fine_tuning, f"{self.name}: fine-tune"
