@@ -23,7 +23,6 @@ from advrbd.reports.text import csv_bytes, json_bytes
 from advrbd.writing import printable
 
 SCHEMA = "advrbd.verification/1"
-FORMATS = ("csv", "json")
 COLUMNS = ("difference", "path")
 CHUNK = 1024  # files in flight
 
@@ -96,7 +95,7 @@ def verify(path: str | os.PathLike, notify: Notify = ignore) -> Verification:
 
 
 def render(verification: Verification, form: str) -> bytes:
-    """The report in one of ``FORMATS``, a row per difference; paths start with ``./`` and are escaped."""
+    """The report as ``csv`` or ``json``, a row per difference; paths start with ``./`` and are escaped."""
     rows = [{"difference": kind, "path": printable(f"./{path}")} for kind, path in verification.differences]
     match form:
         case "csv":

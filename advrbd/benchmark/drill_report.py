@@ -28,13 +28,12 @@ COLUMNS = (
     "mislabelled",
     "mislabelled_flagged",
 )
-FORMATS = ("csv", "json", "table")
 SHARED = frozenset({"advrbd", "torch", "timm", "python", "device", "model", "config"})
 """What the ``run`` blocks of all scans of a drill have in common; the rest (seconds, ...) is each scan's own."""
 
 
 def render(drilled: Sequence[Drilled], form: str) -> bytes:
-    """The report in one of ``FORMATS``, a row per attack. JSON has the scans' cautions and settings too."""
+    """The report as ``csv``, ``json`` or ``table``, a row per attack. JSON has the scans' cautions and settings too."""
     rows = [row(entry) for entry in drilled]
     match form:
         case "csv":

@@ -13,12 +13,11 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg")
 LOWEST_LOSS = 0.01  # where the colours of Figure 4 begin; they are by order of magnitude, and the same for all images
 
 
 def draw(units: Sequence[dict], out: Path, form: str = "png") -> list[Path]:
-    """Draw what there is data for into the folder ``out`` and return the files.
+    """Draw what there is data for into the folder ``out``, as ``png`` or ``svg``, and return the files.
 
     Figures 4 to 6, one file a unit, need the step ``figures``; Figure 7, one a setting, units that differ in
     ``partition.rate``. Raises ``BenchmarkError`` where matplotlib is missing or no unit has any data.
