@@ -183,12 +183,10 @@ def clean(
     return cleaned
 
 
-def train_plainly(
-    path: str | os.PathLike, config: Config | None = None, *, split: str | None = None, notify: Notify = ignore
-) -> Network:
+def train_plainly(path: str | os.PathLike, config: Config | None = None, *, notify: Notify = ignore) -> Network:
     """The model that ``clean`` would train if every file were trusted: what there is to compare its model with."""
     config = config or Config()
-    index, run = prepare(path, config, split, notify)
+    index, run = prepare(path, config, notify=notify)
     with repeatable(run.device):
         return relearn(run, usable(index), config.relearning)
 

@@ -85,7 +85,7 @@ def draw_plan(
     poison_rate: float,
     seed: int,
     known: dict[str, str],
-    notify: Notify = ignore,
+    notify: Notify,
 ) -> tuple[list[ImageFile], list[Change], np.random.Generator]:
     """The files to copy, what ``attack`` does to them by their position, and the generator that draws on.
 

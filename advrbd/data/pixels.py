@@ -157,7 +157,7 @@ def typical_side(index: FolderIndex, settings: DecodingSettings = DEFAULTS) -> i
     return max(1, round(float(np.median(sides))))
 
 
-def decoding_seconds(index: FolderIndex, size: int, settings: DecodingSettings = DEFAULTS) -> float:
+def decoding_seconds(index: FolderIndex, size: int, settings: DecodingSettings) -> float:
     """How long ``load`` is going to take, in seconds, by a sample of the images."""
     chosen, count = _some(index, TIMED), len(index.files)
     with opened(index.place) as read, Decoders(settings, 1) as decoders:
