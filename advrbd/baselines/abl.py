@@ -10,7 +10,7 @@ from advrbd.baselines.base import Defence, Defended, ascent, stage
 from advrbd.config import TrainingSettings
 from advrbd.model.factory import Network
 from advrbd.model.run import Run
-from advrbd.model.training import Objective
+from advrbd.model.training import Objective, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def held_at(floor: float) -> Objective:
     """
 
     def loss(network: Network, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        mean = functional.cross_entropy(network(images).float(), labels)
+        mean = cross_entropy(network, images, labels)
         return (mean.detach() - floor).sign() * mean
 
     return loss

@@ -5,12 +5,12 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
 
 import torch
-from torch.nn import functional
 
 from advrbd.config import TrainingSettings
 from advrbd.errors import DefenceError
 from advrbd.model.factory import Network
 from advrbd.model.run import Run
+from advrbd.model.training import cross_entropy
 
 NOTHING = "nothing"
 CLEAN_IMAGES = "clean images"
@@ -111,7 +111,7 @@ def train_on_rest(
 
 def ascent(network: Network, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The objective of unlearning: minus the cross-entropy, so that a step climbs where learning descends."""
-    return -functional.cross_entropy(network(images).float(), labels)
+    return -cross_entropy(network, images, labels)
 
 
 def unlearn_and_relearn(

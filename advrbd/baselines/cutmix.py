@@ -12,7 +12,7 @@ from advrbd.baselines.base import Defence, Defended, stage
 from advrbd.config import TrainingSettings
 from advrbd.model.factory import Network
 from advrbd.model.run import Run
-from advrbd.model.training import Objective
+from advrbd.model.training import Objective, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def mixed_cross_entropy(beta: float, probability: float, generator: torch.Genera
 
     def loss(network: Network, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if draws.random() >= probability:
-            return functional.cross_entropy(network(images).float(), labels)
+            return cross_entropy(network, images, labels)
         partners = torch.from_numpy(draws.permutation(len(images))).to(images.device)
         mixed, share = paste_box(images, images[partners], draws.beta(beta, beta), draws)
         logits = network(mixed).float()
