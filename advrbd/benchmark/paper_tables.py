@@ -6,7 +6,7 @@ are in ``published.csv``; what it doesn't give stays empty.
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from statistics import fmean
@@ -14,7 +14,7 @@ from statistics import fmean
 from advrbd.attacks import PAPER
 from advrbd.baselines import BASELINES, CLEAN_IMAGES
 from advrbd.benchmark.matrix import is_called
-from advrbd.benchmark.tables import NOTHING, markdown, model_of
+from advrbd.benchmark.tables import NOTHING, grouped, markdown, model_of
 
 SUCCESS = 0.05
 """A defence is successful under this attack success rate; the paper names such a limit too, its figure is lost."""
@@ -83,10 +83,10 @@ def paper_tables(units: Sequence[dict]) -> str:
     """All tables that the ``units`` have something for, by data set, size and model, as Markdown; notes first."""
     parts, units = [NOTES], [unit for unit in units if not unit["overrides"]]
     of_models = [table for table in TABLES if table.named_by == "model"]
-    for group in _grouped(units, _setup):
+    for group in grouped(units, _setup):
         parts += [f"### {_heading(group)}", *(_rendered(table, group) for table in TABLES if table not in of_models)]
         parts += [_contest(group), _costs(group)]
-    for group in _grouped(units, lambda unit: _setup(unit)[1:]):
+    for group in grouped(units, lambda unit: _setup(unit)[1:]):
         parts += [_rendered(table, group, f"### {_sizes(group)}\n\n") for table in of_models]
     return "\n\n".join(part for part in parts if part)
 
@@ -264,13 +264,6 @@ def _mean(found: list[dict], key: str) -> str:
 def _setup(unit: dict) -> tuple:
     """What the units of one set of tables share; the model first, since Table VI is about several."""
     return model_of(unit), unit["dataset"], unit["per_class"], unit["target"], unit.get("budget", 1.0)
-
-
-def _grouped(units: list[dict], key: Callable[[dict], tuple]) -> list[list[dict]]:
-    groups: dict[tuple, list[dict]] = {}
-    for unit in units:
-        groups.setdefault(key(unit), []).append(unit)
-    return [groups[name] for name in sorted(groups)]
 
 
 def _heading(units: list[dict]) -> str:

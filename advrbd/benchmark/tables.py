@@ -21,13 +21,18 @@ def unit_tables(units: list[dict]) -> str:
     """A row per unit, then a row per setting over its seeds, as Markdown."""
     if not units:
         return "no unit has run yet"
-    settings: dict[tuple, list[dict]] = {}
-    units = sorted(units, key=lambda unit: (_setting(unit), unit["seed"]))
-    for unit in units:
-        settings.setdefault(_setting(unit), []).append(unit)
-    rows = markdown([_about(unit) | {"seed": str(unit["seed"])} | _measured(unit) for unit in units])
-    means = markdown([_about(group[0]) | _over_seeds(group) for group in settings.values()])
+    groups = grouped(sorted(units, key=lambda unit: unit["seed"]), _setting)
+    each = [_about(unit) | {"seed": str(unit["seed"])} | _measured(unit) for group in groups for unit in group]
+    rows, means = markdown(each), markdown([_about(group[0]) | _over_seeds(group) for group in groups])
     return f"{rows}\n\nOver the seeds, mean (worst); of the models, mean accuracy / attack success rate:\n\n{means}"
+
+
+def grouped(units: list[dict], key: Callable[[dict], tuple]) -> list[list[dict]]:
+    """The units that have the same ``key`` together, by the order of the keys."""
+    groups: dict[tuple, list[dict]] = {}
+    for unit in units:
+        groups.setdefault(key(unit), []).append(unit)
+    return [groups[name] for name in sorted(groups)]
 
 
 def _setting(unit: dict) -> tuple:
