@@ -67,13 +67,13 @@ def _measured(unit: dict) -> dict[str, str]:
     cleaning, seconds = unit.get("cleaning", {}), unit.get("seconds", {})
     right = f"{cleaning['relabelled']} ({cleaning['relabelled_right']})" if "relabelled" in cleaning else NOTHING
     right += f", trust {cleaning['trust']}" if "trust" in cleaning else ""
-    scanned = {"verdict": NOTHING, "flagged": NOTHING, "scan s": NOTHING, "scan MB": NOTHING}
+    verdict, flagged, spent = NOTHING, NOTHING, {"scan s": NOTHING, "scan MB": NOTHING}
     if "detection" in unit:
-        scanned = {"verdict": unit["verdict"], "flagged": str(unit["detection"]["flagged"])}
-        scanned |= {"scan s": f"{seconds['scan']:.0f}", "scan MB": str(unit["scan_peak_mb"])}
-    row = {"verdict": scanned["verdict"]} | _rates([unit], None, None) | {"flagged": scanned["flagged"]}
+        verdict, flagged = unit["verdict"], str(unit["detection"]["flagged"])
+        spent = {"scan s": f"{seconds['scan']:.0f}", "scan MB": str(unit["scan_peak_mb"])}
+    row = {"verdict": verdict} | _rates([unit], None, None) | {"flagged": flagged}
     row |= {title: _model_cell([unit], name) for name, title in MODELS.items()}
-    return row | {"relabelled (right)": right} | scanned
+    return row | {"relabelled (right)": right} | spent
 
 
 def _over_seeds(group: list[dict]) -> dict[str, str]:
