@@ -3,10 +3,13 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from advrbd.attacks import PAPER
 from advrbd.benchmark.settings import Value, apply_overrides, shown
 from advrbd.config import Config
 
 NO_ATTACK = "none"
+EIGHT = tuple(attack.name for attack in PAPER)
+"""The attacks of the paper."""
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from statistics import fmean
 
-from advrbd.attacks import PAPER
 from advrbd.baselines import BASELINES, CLEAN_IMAGES
-from advrbd.benchmark.matrix import is_called
+from advrbd.benchmark.matrix import EIGHT, is_called
 from advrbd.benchmark.tables import NOTHING, grouped, markdown, model_of
 
 SUCCESS = 0.05
 """A defence is successful under this attack success rate; the paper names such a limit too, its figure is lost."""
-EIGHT = tuple(attack.name for attack in PAPER)
 DATASETS = ("imagenette", "cifar10", "cifar100", "tiny-imagenet")
 OURS = {"not-relabelled": "not_relabelled", "advrbd": "clean_model"}
 FILTERS = {"none": "undefended", "random-filter": "random_filter", "perfect-filter": "perfect_filter"}

@@ -7,16 +7,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from advrbd.attacks import AWARE, PAPER, WIDER
+from advrbd.attacks import AWARE, WIDER
 from advrbd.baselines import INSTALLED
 from advrbd.benchmark.defences import CLEANING, DEFENCES, FIGURES
-from advrbd.benchmark.matrix import NO_ATTACK, Matrix, Unit
+from advrbd.benchmark.matrix import EIGHT, NO_ATTACK, Matrix, Unit
 from advrbd.benchmark.settings import apply_overrides, parse_overrides
 from advrbd.config import Config
 from advrbd.errors import BenchmarkError
 
 LONGEST_NAME = 200  # file systems take 255 bytes, and temporary names are longer
-EIGHT = tuple(attack.name for attack in PAPER)
 MANY_SOURCES = tuple(name for name in EIGHT if name not in ("sig", "tact"))  # than the images of one class
 ALL = "all"
 GROUPS = {
