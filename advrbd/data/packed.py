@@ -46,7 +46,7 @@ class PackedFolder:
         outside = [path for path, member in container.members.items() if member.status and path not in inside]
         if found := next((name for name in METADATA_NAMES if name in members), None):
             raise DatasetError(f"{self.path} holds {found}, whose labels are read in a folder only; unpack it")
-        folders = {path.split("/")[0] for path, member in members.items() if "/" in path or member.status is None}
+        folders = _folders(members)
         links = [path for path, member in members.items() if "/" not in path and member.status == REFUSED_LINK]
         if links:
             raise DatasetError(f"{self.path}: {printable(links[0])} is a link where class folders are; {archives.ANEW}")
@@ -76,7 +76,7 @@ class PackedFolder:
     def _inner(self, members: dict[str, Member]) -> dict[str, Member]:
         """The members in the folder that holds the class folders, by their paths in it."""
         members = {path: member for path, member in members.items() if not path.startswith(APPLE)}
-        folders = {path.split("/")[0] for path, member in members.items() if "/" in path or member.status is None}
+        folders = _folders(members)
         if self.split not in folders and len(folders) == 1 and not {name.lower() for name in folders} & SPLIT_NAMES:
             inner = _within(members, *folders)
             if any("/" in path or member.status is None for path, member in inner.items()):
@@ -87,6 +87,11 @@ class PackedFolder:
         if not inner:
             raise DatasetError(f"{self.path} has no split folder named {self.split!r}")
         return inner
+
+
+def _folders(members: dict[str, Member]) -> set[str]:
+    """The names of the folders at the top."""
+    return {path.split("/")[0] for path, member in members.items() if "/" in path or member.status is None}
 
 
 def _within(members: dict[str, Member], folder: str) -> dict[str, Member]:
