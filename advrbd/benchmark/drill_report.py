@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence, Set
+from dataclasses import asdict
 
 from advrbd.benchmark.drill import DID_NOT_TAKE, FALSE_ALARM, FOUND, Drilled
 from advrbd.reports.text import csv_bytes, json_bytes, table_bytes
@@ -59,6 +60,7 @@ def render(drilled: Sequence[Drilled], form: str) -> bytes:
 def row(entry: Drilled) -> dict:
     """One attack as a row with the keys of ``COLUMNS``; rates are in 0..1 and None where there is nothing to rate."""
     held = entry.detection
+    counts = {name: value for name, value in asdict(held).items() if name != "auroc"}
     return {
         "attack": entry.attack,
         "outcome": entry.outcome,
@@ -70,14 +72,7 @@ def row(entry: Drilled) -> dict:
         "true_positive_rate": _rounded(held.true_positive_rate),
         "false_positive_rate": _rounded(held.false_positive_rate),
         "auroc": _rounded(held.auroc),
-        "poisoned": held.poisoned,
-        "found": held.found,
-        "clean": held.clean,
-        "false_alarms": held.false_alarms,
-        "covers": held.covers,
-        "covers_flagged": held.covers_flagged,
-        "mislabelled": held.mislabelled,
-        "mislabelled_flagged": held.mislabelled_flagged,
+        **counts,
     }
 
 
