@@ -35,13 +35,10 @@ def poison(
     """
     console.state.quiet, console.state.verbose = quiet, verbose
 
-    from advrbd.attacks import ATTACKS
+    from advrbd.attacks import named
     from advrbd.attacks.plant import plant
-    from advrbd.errors import AdvrbdError
 
-    if attack not in ATTACKS:
-        raise AdvrbdError(f"unknown attack {attack!r}; there are {', '.join(ATTACKS)}")
-    planted = plant(data, out, ATTACKS[attack](seed=seed), target_label, poison_rate, seed, console.Narrator(False))
+    planted = plant(data, out, named(attack)(seed=seed), target_label, poison_rate, seed, console.Narrator(False))
     counts = Counter(entry.role for entry in planted)
     console.say(", ".join(f"{count} {role}" for role, count in sorted(counts.items())))
     console.say(f"dataset: {out}; truth: {out}.truth.csv")

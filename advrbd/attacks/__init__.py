@@ -13,6 +13,7 @@ from advrbd.attacks.sig import SIG
 from advrbd.attacks.tact import TaCT
 from advrbd.attacks.wanet import WaNet
 from advrbd.attacks.wider import AllToAll, FaintPatch, LabelNoise, RandomPlace, TwoBackdoors
+from advrbd.errors import AdvrbdError
 
 PAPER = (BadNets, Blend, SIG, WaNet, PhysicalBA, TaCT, AdaptiveBlend, AdaptivePatch)
 WIDER = (AllToAll, TwoBackdoors, RandomPlace, FaintPatch, LabelNoise)
@@ -20,4 +21,20 @@ AWARE = (Graded, Decoy, Contested)
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in PAPER + WIDER + AWARE}
 """The attacks by the name that the command line gives them."""
 
-__all__ = ["ATTACKS", "AWARE", "PAPER", "WIDER", "Attack", *(attack.__name__ for attack in PAPER + WIDER + AWARE)]
+
+def named(name: str) -> type[Attack]:
+    """The attack of that name. Raises ``AdvrbdError`` where there is none."""
+    if name not in ATTACKS:
+        raise AdvrbdError(f"unknown attack {name!r}; there are {', '.join(ATTACKS)}")
+    return ATTACKS[name]
+
+
+__all__ = [
+    "ATTACKS",
+    "AWARE",
+    "PAPER",
+    "WIDER",
+    "Attack",
+    "named",
+    *(attack.__name__ for attack in PAPER + WIDER + AWARE),
+]

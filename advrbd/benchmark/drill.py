@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advrbd.attacks import ATTACKS, Attack
+from advrbd.attacks import Attack, named
 from advrbd.attacks.base import CLEAN, POISON, Change
 from advrbd.attacks.plant import PlantedFile, draw_plan, plant
 from advrbd.benchmark.metrics import Detection, attack_success_rate, detection
@@ -24,7 +24,7 @@ from advrbd.config import Config
 from advrbd.data.files import read_image
 from advrbd.data.folder import OK, FolderIndex, ImageFile
 from advrbd.data.sources import index_class_folders
-from advrbd.errors import AdvrbdError, DatasetError, OutputError
+from advrbd.errors import DatasetError, OutputError
 from advrbd.events import Event, Note, Notify, Progress, ignore
 from advrbd.pipeline import scan, train_plainly
 from advrbd.preparation import choose
@@ -130,8 +130,7 @@ def drill(
     good. Neither prints nor leaves anything behind.
     """
     config = config or Config()
-    if unknown := [name for name in attacks if name not in ATTACKS]:
-        raise AdvrbdError(f"unknown attack {unknown[0]!r}; there are {', '.join(ATTACKS)}")
+    kinds = [named(name) for name in attacks]
     if not 0 < poison_rate < 1:
         raise DatasetError(f"a poison rate of {poison_rate:g} makes no sense; give a share between 0 and 1")
     source = index_class_folders(root, split)
@@ -142,12 +141,12 @@ def drill(
     labels = np.array([file.label for file in files])
     target = _target(source, labels, target_label)
     ground = _Ground(source, files, labels, target, poison_rate, config, place)
-    _check_plans(ground, attacks, notify)
-    return (_drill_one(ground, name, _naming(name, notify)) for name in attacks)
+    _check_plans(ground, kinds, notify)
+    return (_drill_one(ground, kind, _naming(kind.name, notify)) for kind in kinds)
 
 
-def _drill_one(ground: _Ground, name: str, notify: Notify) -> Drilled:
-    config, attack = ground.config, ATTACKS[name](seed=ground.config.seed)
+def _drill_one(ground: _Ground, kind: type[Attack], notify: Notify) -> Drilled:
+    config, attack = ground.config, kind(seed=ground.config.seed)
     target_label = ground.source.classes[ground.target]
     with _copy_folder(ground.work) as temporary:
         copy = Path(temporary) / "copy"
@@ -164,7 +163,7 @@ def _drill_one(ground: _Ground, name: str, notify: Notify) -> Drilled:
             victims = _victims(ground, attack, planted, generator)
             success = attack_success_rate(network, attack, victims, generator)
     return Drilled(
-        name,
+        attack.name,
         ground.poison_rate,
         wrong,
         target_label,
@@ -211,11 +210,11 @@ def _target(source: FolderIndex, labels: np.ndarray, target_label: str | None) -
     return source.classes.index(target_label)
 
 
-def _check_plans(ground: _Ground, attacks: Sequence[str], notify: Notify) -> None:
+def _check_plans(ground: _Ground, kinds: Sequence[type[Attack]], notify: Notify) -> None:
     """Try what ``plant`` will draw, so that the fifth attack doesn't fail after hours of work on the other four."""
-    for name in attacks:
-        attack, seed, rate = ATTACKS[name](seed=ground.config.seed), ground.config.seed, ground.poison_rate
-        tell = _naming(name, notify)
+    for kind in kinds:
+        attack, seed, rate = kind(seed=ground.config.seed), ground.config.seed, ground.poison_rate
+        tell = _naming(kind.name, notify)
         files, plan, _ = draw_plan(ground.source, attack, ground.target, rate, seed, ground.known, tell)
         drawn = replace(ground, files=tuple(files), labels=np.array([file.label for file in files]))
         _check_plan(drawn, attack, plan)
