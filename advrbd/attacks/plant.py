@@ -56,12 +56,10 @@ def plant(
     check_target_folder(out, source.root)
     truth_path = out.with_name(out.name + ".truth.csv")
     check_target_file(truth_path, source.root, "--out")
-    if target_label not in source.classes:
-        raise DatasetError(f"{root} has no class {target_label!r}; its classes are {', '.join(source.classes[:20])}")
-    if not 0 < poison_rate < 1:
-        raise DatasetError(f"a poison rate of {poison_rate:g} makes no sense; give a share between 0 and 1")
+    target = class_number(source, target_label)
+    check_poison_rate(poison_rate)
 
-    target, known = source.classes.index(target_label), {} if known is None else known
+    known = {} if known is None else known
     files, plan, generator = draw_plan(source, attack, target, poison_rate, seed, known, notify)
     if not plan:
         raise DatasetError(f"{attack.name} would poison no file; raise the poison rate")
@@ -76,6 +74,20 @@ def plant(
     if lost:
         notify(Caution(f"{lost.total()} files of {source.root} aren't in the copy: {lost_in_words(lost)}"))
     return tuple(sorted(planted, key=lambda entry: entry.path))
+
+
+def class_number(source: FolderIndex, name: str) -> int:
+    """The label that images of the class have. Raises ``DatasetError`` where there is no class of that name."""
+    if name not in source.classes:
+        known = ", ".join(source.classes[:20])
+        raise DatasetError(f"{source.root} has no class {name!r}; its classes are {known}")
+    return source.classes.index(name)
+
+
+def check_poison_rate(rate: float) -> None:
+    """Raise ``DatasetError`` where the rate is no share that can be poisoned."""
+    if not 0 < rate < 1:
+        raise DatasetError(f"a poison rate of {rate:g} makes no sense; give a share between 0 and 1")
 
 
 def draw_plan(

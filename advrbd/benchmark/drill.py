@@ -18,7 +18,7 @@ import numpy as np
 
 from advrbd.attacks import Attack, named
 from advrbd.attacks.base import CLEAN, POISON, Change
-from advrbd.attacks.plant import PlantedFile, draw_plan, plant
+from advrbd.attacks.plant import PlantedFile, check_poison_rate, class_number, draw_plan, plant
 from advrbd.benchmark.metrics import Detection, attack_success_rate, detection
 from advrbd.config import Config
 from advrbd.data.files import read_image
@@ -131,15 +131,15 @@ def drill(
     """
     config = config or Config()
     kinds = [named(name) for name in attacks]
-    if not 0 < poison_rate < 1:
-        raise DatasetError(f"a poison rate of {poison_rate:g} makes no sense; give a share between 0 and 1")
+    check_poison_rate(poison_rate)
     source = index_class_folders(root, split)
     place = Path(tempfile.gettempdir() if work is None else work)
     _check_work_folder(place, Path(root))
     files = tuple(file for file in source.files if file.status == OK)
     choose(root, config, split)  # what a scan would refuse is refused now, not after a copy was made
     labels = np.array([file.label for file in files])
-    target = _target(source, labels, target_label)
+    largest = int(np.bincount(labels).argmax())  # the first of several
+    target = largest if target_label is None else class_number(source, target_label)
     ground = _Ground(source, files, labels, target, poison_rate, config, place)
     _check_plans(ground, kinds, notify)
     return (_drill_one(ground, kind, _naming(kind.name, notify)) for kind in kinds)
@@ -199,15 +199,6 @@ def _check_work_folder(work: Path, root: Path) -> None:
         raise OutputError(f"no such folder to work in: {work}")
     if work.resolve().is_relative_to(root.resolve()):
         raise OutputError(f"{work} lies inside {root}, which is never written to; work elsewhere with --work-dir")
-
-
-def _target(source: FolderIndex, labels: np.ndarray, target_label: str | None) -> int:
-    if target_label is None:
-        return int(np.bincount(labels).argmax())  # the first of several
-    if target_label not in source.classes:
-        known = ", ".join(source.classes[:20])
-        raise DatasetError(f"{source.root} has no class {target_label!r}; its classes are {known}")
-    return source.classes.index(target_label)
 
 
 def _check_plans(ground: _Ground, kinds: Sequence[type[Attack]], notify: Notify) -> None:
