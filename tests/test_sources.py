@@ -575,6 +575,8 @@ REFUSED = {
     "scan ../packed.zip --html ../data": "../data is a folder",
     "scan ../packed.tgz -o r.csv --html /dev/null": "is a device or a pipe; give --html",
     "scan l.csv --root ../missing": "no such folder: ../missing",
+    "scan l.csv --root ../packed.zip": "--root ../packed.zip is no folder; give the one that the paths in l.csv start",
+    "scan nowhere/l.csv": "cannot read nowhere/l.csv: No such file or directory",
     "clean ../data --out ../data/out": "../data/out overlaps the input",
     "scan ../data/l.csv --split train": "--split is for folders and archives",
     "scan ../data --root ..": "--root is for a CSV",

@@ -39,7 +39,7 @@ def index(path: str | os.PathLike, split: str | None = None, root: str | os.Path
         raise DatasetError(f"--split is for folders and archives; {path} names its images itself")
     match layout:
         case "table":
-            folder.check_is_folder(territory(path, root))
+            check_there(path, root)
             found = labels.index(path, territory(path, root), TABLE)
             if found is None:
                 names = " or ".join(labels.PATH_COLUMNS), " or ".join(labels.LABEL_COLUMNS)
@@ -90,6 +90,8 @@ def check_there(path: Path, root: str | os.PathLike | None = None) -> None:
     no folder: a slip that can be told before torch is imported, which takes seconds."""
     if layout_of(path) == FOLDER:
         folder.check_is_folder(path)
+    if root is not None and Path(root).exists() and not Path(root).is_dir():
+        raise DatasetError(f"--root {root} is no folder; give the one that the paths in {path} start from")
     if root is not None:
         folder.check_is_folder(Path(root))
 
