@@ -192,6 +192,12 @@ def test_a_csv_without_rows_has_its_header():
     assert render(Report((), ()), "csv").decode() == ",".join(COLUMNS) + "\n"
 
 
+@pytest.mark.parametrize("form", READABLE)
+def test_line_ends_of_windows_are_read(tmp_path, form):
+    data = render(MIXED, form).replace(b"\n", b"\r\n")
+    assert read_back(data, tmp_path, form) == {"cat/2.png": SHA, "dog/3.png": SHA}
+
+
 def test_the_table_has_one_line_a_file_and_no_control_characters():
     report = Report((suspect("a/two\nlines.png"), suspect("a/\x1b[2Jclear.png"), suspect("b/\u202egnp.exe")), ())
     text = render(report, "table").decode()

@@ -215,7 +215,7 @@ def _contents_of(text: str, empty: bool) -> tuple[list[dict], dict]:
             raise ValueError("a row with other columns than the header")
         return [entry | {"label": of_cell(entry["label"])} for entry in rows], {}
     first, _, rest = text.partition("\n")
-    if first.endswith("}") and "schema" not in _json(first):
+    if first.rstrip().endswith("}") and "schema" not in _json(first):
         return [_json(line) for line in (first, *rest.splitlines())], {}
     whole = _json(text)
     if whole["schema"] != SCHEMA:
