@@ -17,7 +17,7 @@ from advrbd.data.folder import OK, VANISHED, FolderIndex, Read
 from advrbd.errors import OutputError
 from advrbd.reports.report import FileResult, Report
 from advrbd.reports.tables import COLUMNS, row
-from advrbd.reports.text import csv_bytes, json_bytes
+from advrbd.text import csv_bytes, json_bytes
 from advrbd.writing import Names, NewFolder, in_class, printable
 
 MANIFEST = "advrbd-manifest.json"

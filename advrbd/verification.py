@@ -19,7 +19,7 @@ from advrbd.events import Notify, Progress, ignore
 from advrbd.manifest import Entry, Manifest, read_manifest
 from advrbd.output import MANIFEST
 from advrbd.reading import NotAFileError, open_regular
-from advrbd.reports.text import csv_bytes, json_bytes
+from advrbd.text import csv_bytes, json_bytes
 from advrbd.writing import printable
 
 SCHEMA = "advrbd.verification/1"

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from advrbd.errors import WorkDirError
-from advrbd.reports.text import json_bytes
+from advrbd.text import json_bytes
 from advrbd.writing import write_whole
 
 RUN = "run.json"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from advrbd.reports.text import json_bytes
+from advrbd.text import json_bytes
 from advrbd_cli import console, options
 
 if TYPE_CHECKING:

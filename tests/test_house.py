@@ -14,7 +14,7 @@ import advrbd
 
 ROOT = Path(advrbd.__file__).parents[1]
 FLOORS = (
-    ("data", "memory", "writing", "reading", "errors", "events", "config", "processor", "version"),
+    ("data", "memory", "writing", "reading", "errors", "events", "config", "processor", "text", "version"),
     ("reports", "output", "manifest", "verification", "workdir", "attacks", "model"),
     ("method", "baselines", "plan", "preparation", "helper"),
     ("pipeline",),

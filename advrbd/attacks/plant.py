@@ -16,7 +16,7 @@ from advrbd.data.folder import OK, FolderIndex, ImageFile, lost_in_words
 from advrbd.data.sources import index_class_folders
 from advrbd.errors import DatasetError
 from advrbd.events import Caution, Notify, Progress, ignore
-from advrbd.reports.text import csv_bytes
+from advrbd.text import csv_bytes
 from advrbd.writing import Names, NewFolder, check_target_file, check_target_folder, in_class, printable, write_whole
 
 TELL_EVERY = 100  # images

@@ -5,7 +5,7 @@ from collections.abc import Sequence, Set
 from dataclasses import asdict
 
 from advrbd.benchmark.drill import DID_NOT_TAKE, FALSE_ALARM, FOUND, Drilled
-from advrbd.reports.text import csv_bytes, json_bytes, table_bytes
+from advrbd.text import csv_bytes, json_bytes, table_bytes
 from advrbd.writing import printable
 
 SCHEMA = "advrbd.drill/1"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from advrbd.errors import BenchmarkError
-from advrbd.reports.text import json_bytes
+from advrbd.text import json_bytes
 from advrbd.writing import write_whole
 
 SCHEMA = "advrbd.experiment/1"

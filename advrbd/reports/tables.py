@@ -18,7 +18,7 @@ from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import ReportError
 from advrbd.reading import keys_once, read_regular
 from advrbd.reports.report import VERDICTS, FileResult, Report
-from advrbd.reports.text import csv_bytes, json_bytes, of_cell, table_bytes
+from advrbd.text import csv_bytes, json_bytes, of_cell, table_bytes
 from advrbd.writing import escaped, printable
 
 SCHEMA = "advrbd.report/1"
