@@ -4,6 +4,7 @@ The modules are read, not imported, so that an import inside a function counts a
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -81,6 +82,17 @@ OWN = [(name, target) for name, target in EDGES if target in MODULES and target 
 def test_every_room_has_a_floor():
     assert {room(name) for name in MODULES if name != "advrbd"} == FLOOR.keys()
     assert len(OWN) > 200
+
+
+def test_the_map_shows_every_room_on_its_floor():
+    text = (ROOT / "examples" / "contributing.md").read_text(encoding="utf-8")
+    shown = [
+        (room, int(number) - 1)
+        for number, rooms in re.findall(r"^\| (\d) \| (.+?) \|", text, re.MULTILINE)
+        for room in re.findall(r"`(?:advrbd/)?(\w+)(?:/|\.py)`", rooms)
+    ]
+    assert len(shown) == len(FLOOR)
+    assert dict(shown) == FLOOR
 
 
 def test_nothing_imports_upward():
