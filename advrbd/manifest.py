@@ -1,7 +1,8 @@
-"""Reading ``advrbd-manifest.json`` back, which may be anybody's work by now.
+"""``advrbd-manifest.json``, which accounts for every file: what it is, made and read back.
 
-Nothing is opened by a path from a manifest: the paths are names to look up among the files that are there. They are
-checked all the same, so that a manifest that ``clean`` can't have written is refused rather than half-believed.
+By the time that it is read back it may be anybody's work. Nothing is opened by a path from it: the paths are names to
+look up among the files that are there. They are checked all the same, so that a manifest that ``clean`` can't have
+written is refused rather than half-believed.
 """
 
 import hashlib
@@ -9,31 +10,48 @@ import json
 import os
 import re
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from advrbd.data.folder import FolderIndex
 from advrbd.errors import ReportError
-from advrbd.output import (
-    DROPPED,
-    EXCLUDED,
-    KEPT,
-    LINK_MODES,
-    MANIFEST,
-    QUARANTINED,
-    RELABELLED,
-    SCHEMA,
-    SYMLINK,
-)
 from advrbd.reading import keys_once, open_regular
 from advrbd.writing import printable, unprintable
+
+MANIFEST = "advrbd-manifest.json"
+SCHEMA = "advrbd.manifest/1"
+
+KEPT = "kept"
+RELABELLED = "relabelled"
+DROPPED = "dropped"
+QUARANTINED = "quarantined"
+EXCLUDED = "excluded"  # couldn't be read, so nothing can be said of it
+ACTIONS = (KEPT, RELABELLED, DROPPED, QUARANTINED, EXCLUDED)
+
+COPY = "copy"
+HARDLINK = "hardlink"
+SYMLINK = "symlink"
+LINK_MODES = (COPY, HARDLINK, SYMLINK)
 
 MAX_MANIFEST_BYTES = 2 * 2**30  # several million files
 MAX_PATH_BYTES = 4096
 SHA256 = re.compile("[0-9a-f]{64}")
 Kind = TypeVar("Kind")
-ACTIONS = (KEPT, RELABELLED, DROPPED, QUARANTINED, EXCLUDED)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one file. ``written`` is its path in the output (or the quarantine), None if it is left out."""
+
+    source: str
+    action: str
+    label: str
+    new_label: str | None
+    written: str | None
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,31 @@ class Manifest:
         """Whether a file lies in ``folder``, at any depth."""
         start = bisect_left(self._paths, f"{folder}/")
         return start < len(self._paths) and self._paths[start].startswith(f"{folder}/")
+
+
+def made_manifest(index: FolderIndex, decisions: tuple[Decision, ...], settings: dict) -> dict:
+    """The manifest as JSON values, of the folder that holds what was decided; names are escaped as in reports."""
+    empty = emptied_classes(index, decisions)
+    return {
+        "schema": SCHEMA,
+        "counts": dict(sorted(Counter(entry.action for entry in decisions).items())),
+        "class_to_idx": {
+            "before": {printable(name): i for i, name in enumerate(index.classes)},
+            "after": {printable(n): i for i, n in enumerate(n for n in index.classes if n not in empty)},
+        },
+        "ignored": [printable(path) for path in index.ignored],
+        "files": [
+            {key: printable(value) if isinstance(value, str) else value for key, value in asdict(entry).items()}
+            for entry in decisions
+        ],
+        "settings": settings,
+    }
+
+
+def emptied_classes(index: FolderIndex, decisions: tuple[Decision, ...]) -> tuple[str, ...]:
+    """The classes that have no file left: they are missing from the output, so class indices shift."""
+    left = {entry.new_label for entry in decisions if entry.new_label is not None}
+    return tuple(name for name in index.classes if name not in left)
 
 
 def read_manifest(root: Path) -> Manifest:

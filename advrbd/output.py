@@ -1,4 +1,4 @@
-"""The cleaned ImageFolder: what becomes of each file, the files themselves, and the manifest that accounts for all.
+"""The cleaned ImageFolder: what becomes of each file, and the files themselves. The manifest accounts for all.
 
 Nothing but class folders and ``advrbd-manifest.json`` lies in the output, since torchvision takes every folder there
 for a class; quarantined files go to a folder of their own. Files are copied byte for byte or linked to, and only if
@@ -10,41 +10,29 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from advrbd.data.files import opened
 from advrbd.data.folder import OK, VANISHED, FolderIndex, Read
 from advrbd.errors import OutputError
+from advrbd.manifest import (
+    COPY,
+    DROPPED,
+    EXCLUDED,
+    KEPT,
+    LINK_MODES,
+    MANIFEST,
+    QUARANTINED,
+    RELABELLED,
+    SYMLINK,
+    Decision,
+    emptied_classes,
+    made_manifest,
+)
 from advrbd.reports.report import FileResult, Report
 from advrbd.reports.tables import COLUMNS, row
 from advrbd.text import csv_bytes, json_bytes
 from advrbd.writing import Names, NewFolder, in_class, printable
-
-MANIFEST = "advrbd-manifest.json"
-SCHEMA = "advrbd.manifest/1"
-
-KEPT = "kept"
-RELABELLED = "relabelled"
-DROPPED = "dropped"
-QUARANTINED = "quarantined"
-EXCLUDED = "excluded"  # couldn't be read, so nothing can be said of it
-
-COPY = "copy"
-HARDLINK = "hardlink"
-SYMLINK = "symlink"
-LINK_MODES = (COPY, HARDLINK, SYMLINK)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What becomes of one file. ``written`` is its path in the output (or the quarantine), None if it is left out."""
-
-    source: str
-    action: str
-    label: str
-    new_label: str | None
-    written: str | None
-    sha256: str
 
 
 def check_link_mode(link_mode: str) -> None:
@@ -113,9 +101,7 @@ def written_folder(
     the context lasts: what belongs to them is written in it. Raises ``OutputError`` when a file is no longer what was
     scanned, or a target can't be written; neither target exists then, nor where the context is left with an error.
     """
-    from advrbd.data.files import opened  # brings numpy and Pillow along, and ``verify`` imports this module, too
-
-    manifest = _manifest(index, decisions, settings | _linking(index.root, link_mode))
+    manifest = made_manifest(index, decisions, settings | _linking(index.root, link_mode))
     copied: Counter[str] = Counter()
     evidence, kept = NewFolder(quarantine), NewFolder(out)
     with ExitStack() as undone:
@@ -168,30 +154,6 @@ def decisions_csv(report: Report, decisions: tuple[Decision, ...]) -> bytes:
             written = None if done.written is None else printable(f"./{done.written}")
             rows.append(row(file) | {"action": done.action, "written": written})
     return csv_bytes((*COLUMNS, "action", "written"), rows)
-
-
-def emptied_classes(index: FolderIndex, decisions: tuple[Decision, ...]) -> tuple[str, ...]:
-    """The classes that have no file left: they are missing from the output, so class indices shift."""
-    left = {entry.new_label for entry in decisions if entry.new_label is not None}
-    return tuple(name for name in index.classes if name not in left)
-
-
-def _manifest(index: FolderIndex, decisions: tuple[Decision, ...], settings: dict) -> dict:
-    empty = emptied_classes(index, decisions)
-    return {
-        "schema": SCHEMA,
-        "counts": dict(sorted(Counter(entry.action for entry in decisions).items())),
-        "class_to_idx": {
-            "before": {printable(name): i for i, name in enumerate(index.classes)},
-            "after": {printable(n): i for i, n in enumerate(n for n in index.classes if n not in empty)},
-        },
-        "ignored": [printable(path) for path in index.ignored],
-        "files": [
-            {key: printable(value) if isinstance(value, str) else value for key, value in asdict(entry).items()}
-            for entry in decisions
-        ],
-        "settings": settings,
-    }
 
 
 def _linking(root: Path, link_mode: str) -> dict:

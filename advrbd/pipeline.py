@@ -21,6 +21,7 @@ from advrbd.data import sources
 from advrbd.data.folder import FolderIndex
 from advrbd.errors import DatasetError, OutputError, UntrustedError
 from advrbd.events import Caution, Note, Notify, ignore
+from advrbd.manifest import COPY, MANIFEST, RELABELLED, Decision
 from advrbd.memory import choose_memory
 from advrbd.method.findings import Findings, as_report, from_report, which_accepted
 from advrbd.method.gate import GOOD, Check, Result, check
@@ -30,16 +31,7 @@ from advrbd.model.device import repeatable
 from advrbd.model.factory import Network
 from advrbd.model.run import Run
 from advrbd.model.saved import save_model
-from advrbd.output import (
-    COPY,
-    MANIFEST,
-    RELABELLED,
-    Decision,
-    cautions_of,
-    check_link_mode,
-    decide,
-    written_folder,
-)
+from advrbd.output import cautions_of, check_link_mode, decide, written_folder
 from advrbd.plan import Plan, make_plan
 from advrbd.preparation import MINIMUM_IMAGES, choose, prepare, usable
 from advrbd.reports.accepted import accept

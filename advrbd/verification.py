@@ -16,8 +16,7 @@ from pathlib import Path
 from advrbd.data.folder import MAX_FILE_BYTES
 from advrbd.errors import ReportError
 from advrbd.events import Notify, Progress, ignore
-from advrbd.manifest import Entry, Manifest, read_manifest
-from advrbd.output import MANIFEST
+from advrbd.manifest import MANIFEST, Entry, Manifest, read_manifest
 from advrbd.reading import NotAFileError, open_regular
 from advrbd.text import csv_bytes, json_bytes
 from advrbd.writing import printable

@@ -30,8 +30,8 @@ from advrbd.data import files, sources
 from advrbd.data.decoding import decode, measure
 from advrbd.data.folder import OK, STATUSES
 from advrbd.errors import AdvrbdError
-from advrbd.output import MANIFEST
-from advrbd.output import SCHEMA as MANIFEST_SCHEMA
+from advrbd.manifest import MANIFEST
+from advrbd.manifest import SCHEMA as MANIFEST_SCHEMA
 from advrbd.reading import inner_path
 from advrbd.reports.accepted import read_baseline, read_ignore_file
 from advrbd.reports.report import ClassVerdict, FileResult, Report

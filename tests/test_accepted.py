@@ -18,9 +18,10 @@ import advrbd.pipeline
 from advrbd.config import Config, RelearningSettings, TrainingSettings
 from advrbd.data.folder import OK, UNREADABLE
 from advrbd.errors import DatasetError, ReportError, SettingsError, SuspectsFound
+from advrbd.manifest import MANIFEST
 from advrbd.method import gate
 from advrbd.method.findings import Findings
-from advrbd.output import MANIFEST, decisions_csv
+from advrbd.output import decisions_csv
 from advrbd.reports.accepted import accept, read_baseline, read_ignore_file
 from advrbd.reports.report import POISONED, ClassVerdict, FileResult, Report
 from advrbd.reports.subset import choose, restrict, split_names

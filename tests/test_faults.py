@@ -27,12 +27,13 @@ from advrbd.config import Config
 from advrbd.data import pixels
 from advrbd.data.folder import index
 from advrbd.errors import AdvrbdError, OutputError, WorkDirError
+from advrbd.manifest import QUARANTINED
 from advrbd.memory import Memory
 from advrbd.method.gate import Check
 from advrbd.model import saved
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec, build, choose_model
-from advrbd.output import QUARANTINED, decide, written_folder
+from advrbd.output import decide, written_folder
 from advrbd.preparation import prepare
 from advrbd.reports.report import FileResult, Report
 from advrbd.reports.tables import render

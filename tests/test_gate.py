@@ -12,13 +12,13 @@ import advrbd
 from advrbd.config import Config, RelearningSettings, TrainingSettings
 from advrbd.data.pixels import Pixels
 from advrbd.errors import UntrustedError
+from advrbd.manifest import MANIFEST
 from advrbd.method import gate
 from advrbd.method.findings import Findings
 from advrbd.method.gate import GOOD, LIMITED, NONE, Check, Result, check
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
 from advrbd.model.run import Run
-from advrbd.output import MANIFEST
 from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS, UNEXAMINED
 from advrbd.reports.tables import render
 

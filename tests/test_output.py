@@ -21,8 +21,7 @@ from advrbd.config import Config
 from advrbd.data import files, pixels
 from advrbd.data.folder import OK, FolderIndex, index
 from advrbd.errors import AdvrbdError, OutputError, ReportError
-from advrbd.method.gate import Check
-from advrbd.output import (
+from advrbd.manifest import (
     DROPPED,
     EXCLUDED,
     HARDLINK,
@@ -33,12 +32,10 @@ from advrbd.output import (
     RELABELLED,
     SYMLINK,
     Decision,
-    decide,
-    decisions_csv,
     emptied_classes,
-    link_cautions,
-    written_folder,
 )
+from advrbd.method.gate import Check
+from advrbd.output import decide, decisions_csv, link_cautions, written_folder
 from advrbd.reports.report import FileResult, Report
 from advrbd.reports.tables import COLUMNS, read_suspects, render
 from advrbd_cli.app import main

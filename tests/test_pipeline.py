@@ -21,7 +21,7 @@ from advrbd.attacks.plant import plant
 from advrbd.benchmark.digits import digits, write_image_folder
 from advrbd.benchmark.metrics import attack_success_rate
 from advrbd.errors import ReportError
-from advrbd.output import MANIFEST
+from advrbd.manifest import MANIFEST
 from advrbd.pipeline import train_plainly
 from advrbd.reports.tables import render
 

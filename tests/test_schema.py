@@ -18,9 +18,10 @@ import advrbd
 import advrbd.pipeline
 from advrbd.config import Config
 from advrbd.data import folder, pixels
+from advrbd.manifest import LINK_MODES, MANIFEST
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
-from advrbd.output import LINK_MODES, MANIFEST, decide, written_folder
+from advrbd.output import decide, written_folder
 from advrbd.reports.accepted import accept
 from advrbd.reports.report import VERDICTS, ClassVerdict, FileResult, Report
 from advrbd.reports.subset import restrict

@@ -29,8 +29,8 @@ from advrbd.config import Config
 from advrbd.data import archives, folder, pixels, sources
 from advrbd.data.folder import NOT_A_FILE, OK, REFUSED_LINK, TOO_LARGE, UNREADABLE, VANISHED, FolderIndex
 from advrbd.errors import DatasetError, OutputError, ReportError
+from advrbd.manifest import MANIFEST
 from advrbd.method.gate import Check
-from advrbd.output import MANIFEST
 from advrbd.reading import inner_path
 from advrbd.reports.html import render_html
 from advrbd.reports.report import FileResult, Report

@@ -19,7 +19,8 @@ from advrbd import reading, verification
 from advrbd.data.folder import OK, FolderIndex, index
 from advrbd.errors import ReportError
 from advrbd.events import Progress
-from advrbd.output import COPY, HARDLINK, LINK_MODES, MANIFEST, SYMLINK, decide, written_folder
+from advrbd.manifest import COPY, HARDLINK, LINK_MODES, MANIFEST, SYMLINK
+from advrbd.output import decide, written_folder
 from advrbd.reports.report import FileResult, Report
 from advrbd.verification import Verification, verify
 

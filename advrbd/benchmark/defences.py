@@ -27,9 +27,9 @@ from advrbd.config import Config
 from advrbd.data import folder
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import AdvrbdError, DefenceError, ModelError
+from advrbd.manifest import DROPPED, RELABELLED
 from advrbd.memory import peak_so_far
 from advrbd.model.device import choose_device
-from advrbd.output import DROPPED, RELABELLED
 from advrbd.pipeline import clean
 from advrbd.pipeline import scan as run_scan
 from advrbd.preparation import usable
