@@ -6,9 +6,7 @@ written is refused rather than half-believed.
 """
 
 import hashlib
-import json
 import os
-import re
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -18,7 +16,7 @@ from typing import TypeVar
 
 from advrbd.data.folder import FolderIndex
 from advrbd.errors import ReportError
-from advrbd.reading import keys_once, open_regular
+from advrbd.reading import SHA256, check_possible, leads_down, parse_json, read_at_most
 from advrbd.writing import printable, unprintable
 
 MANIFEST = "advrbd-manifest.json"
@@ -37,8 +35,6 @@ SYMLINK = "symlink"
 LINK_MODES = (COPY, HARDLINK, SYMLINK)
 
 MAX_MANIFEST_BYTES = 2 * 2**30  # several million files
-MAX_PATH_BYTES = 4096
-SHA256 = re.compile("[0-9a-f]{64}")
 Kind = TypeVar("Kind")
 
 
@@ -119,18 +115,13 @@ def read_manifest(root: Path) -> Manifest:
     """
     path = root / MANIFEST
     try:
-        with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size > MAX_MANIFEST_BYTES:
-                raise ReportError(f"{path} is too large to be read: more than {MAX_MANIFEST_BYTES >> 30} GiB")
-            data = file.read()
+        data = read_at_most(path, MAX_MANIFEST_BYTES, ReportError, follow=False)
     except FileNotFoundError as error:
         raise ReportError(f"{path} doesn't exist; give a folder that `advrbd clean` wrote") from error
     except OSError as error:
         raise ReportError(f"cannot read {path}: {error.strerror}") from error
     try:
-        return _parse(json.loads(data, object_pairs_hook=keys_once), hashlib.sha256(data).hexdigest())
-    except RecursionError as error:
-        raise ReportError(f"{path} isn't as `advrbd clean` writes it: nested too deeply") from error
+        return _parse(parse_json(data), hashlib.sha256(data).hexdigest())
     except ValueError as error:
         raise ReportError(f"{path} isn't as `advrbd clean` writes it: {error}") from error
 
@@ -193,8 +184,7 @@ def _inner_path(text: str, least: int = 2) -> str:
     It has at least so many parts: a table may name files that lie in no folder.
     """
     path = _possible(text)
-    parts = path.split("/")
-    if len(parts) < least or not {"", ".", ".."}.isdisjoint(parts):
+    if path.count("/") + 1 < least or not leads_down(path):
         raise ValueError(f"{_short(path)} is no path of a file in a class folder")
     return path
 
@@ -210,11 +200,9 @@ def _possible(text: str) -> str:
     """The path that was escaped as ``text``, if a file system can hold it."""
     path = unprintable(text)
     try:
-        size = len(os.fsencode(path))
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{_short(path)} holds half a character") from error
-    if "\0" in path or size > MAX_PATH_BYTES:
-        raise ValueError(f"{_short(path)} holds a zero byte or is longer than {MAX_PATH_BYTES} bytes")
+        check_possible(path)
+    except ValueError as error:
+        raise ValueError(f"{_short(path)} {error}") from error
     return path
 
 

@@ -1,11 +1,17 @@
 """Reading what others made: regular files alone, paths that lead down, and JSON that says one thing only."""
 
 import io
+import json
 import os
+import re
 import stat
 from pathlib import Path
+from typing import Any
+
+from advrbd.errors import AdvrbdError
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4096  # what file systems take
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class NotAFileError(OSError):
@@ -26,13 +32,26 @@ def open_regular(path: str | os.PathLike) -> io.FileIO:
     raise NotAFileError(None, "not a regular file")
 
 
-def read_regular(path: str | os.PathLike, size: int = -1) -> bytes:
-    """Up to ``size`` bytes of the regular file that ``path`` names or links to, by default all of it.
+def read_regular(path: str | os.PathLike) -> bytes:
+    """All of the regular file that ``path`` names or links to.
 
     Raises ``OSError`` as ``open_regular`` does; its ``strerror`` says why.
     """
     with io.BufferedReader(open_regular(os.path.realpath(path))) as file:
-        return file.read(size)
+        return file.read()
+
+
+def read_at_most(path: str | os.PathLike, most: int, refused: type[AdvrbdError], follow: bool = True) -> bytes:
+    """All of a regular file that holds no more than ``most`` bytes; ``refused`` is raised for one that holds more.
+
+    Raises ``OSError`` as ``open_regular`` does, for links as well unless they are to be followed.
+    """
+    with io.BufferedReader(open_regular(os.path.realpath(path) if follow else path)) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1) if size <= most else b""  # it may grow meanwhile
+    if max(size, len(data)) > most:
+        raise refused(f"{path} is too large to be read: more than {most >> 30} GiB")
+    return data
 
 
 def _open_safely(path: str, flags: int) -> int:
@@ -47,21 +66,48 @@ def inner_path(text: str) -> str:
     """
     while text.startswith("./"):
         text = text[2:]
-    parts = tuple(text.split("/"))
-    try:
-        lengths = [len(os.fsencode(part)) for part in parts]
-    except UnicodeEncodeError as error:
-        raise ValueError("holds half a character") from error
-    if "\0" in text or ".." in parts or Path(text).parts != parts:  # on Windows, that splits more than POSIX does
+    if not leads_down(text):
         raise ValueError("leads elsewhere than down")
-    if max(lengths) > MAX_NAME_BYTES or sum(lengths) + len(parts) > MAX_PATH_BYTES:
-        raise ValueError("is longer than a file system takes")
+    check_possible(text)
+    if max(len(os.fsencode(part)) for part in text.split("/")) > MAX_NAME_BYTES:
+        raise ValueError(f"has a name longer than {MAX_NAME_BYTES} bytes")
     return text
 
 
-def keys_once(pairs: list[tuple[str, object]]) -> dict:
-    """For ``json.loads(object_pairs_hook=...)``: an object, or ``ValueError`` where a key stands twice in it."""
+def leads_down(path: str) -> bool:
+    """Whether a POSIX path is relative and without ``..``, ``.``, empty parts and zero bytes."""
+    parts = tuple(path.split("/"))
+    split = Path(path).parts  # on Windows, that splits more than POSIX does
+    return split == parts and ".." not in parts and "\0" not in path
+
+
+def check_possible(path: str) -> None:
+    """Raise ``ValueError`` for a path that no system call takes."""
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half a character") from error
+    if "\0" in path:
+        raise ValueError("holds a zero byte")
+    if size > MAX_PATH_BYTES:
+        raise ValueError(f"is longer than {MAX_PATH_BYTES} bytes")
+
+
+def parse_json(text: str | bytes, finite: bool = False) -> Any:
+    """What ``text`` says in JSON. Raises ``ValueError`` where it is none, says two things under one key of an object,
+    is nested too deeply to be read or, with ``finite``, holds what is no number."""
+    try:
+        return json.loads(text, object_pairs_hook=_keys_once, parse_constant=_no_number if finite else None)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _keys_once(pairs: list[tuple[str, object]]) -> dict:
     made = dict(pairs)
     if len(made) != len(pairs):
         raise ValueError("a key stands twice in one object")
     return made
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")

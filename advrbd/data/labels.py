@@ -6,7 +6,6 @@ that leads out of the folder, or a label that can't be the name of a class folde
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from advrbd.data.folder import EXTENSIONS, REFUSED_LINK, FolderIndex, ImageFile, file_status
 from advrbd.errors import DatasetError
-from advrbd.reading import inner_path, keys_once, read_regular
+from advrbd.reading import inner_path, parse_json, read_at_most
 from advrbd.writing import printable
 
 SUFFIXES = (".csv", ".jsonl")
@@ -64,9 +63,7 @@ def index(
 def _read(table: Path, path_columns: tuple[str, ...], label_columns: tuple[str, ...]) -> dict[str, str] | None:
     """Labels by path, or None where a column is missing."""
     try:
-        data = read_regular(table, MAX_TABLE_BYTES + 1)
-        if len(data) > MAX_TABLE_BYTES:
-            raise DatasetError(f"{table} is too large to be read: more than {MAX_TABLE_BYTES >> 30} GiB")
+        data = read_at_most(table, MAX_TABLE_BYTES, DatasetError)
         text = data.decode("utf-8-sig")  # spreadsheets save CSV with a mark in front
         header, rows = (_csv if table.name.lower().endswith(".csv") else _json_lines)(text)
         path_column, label_column = _column(header, path_columns), _column(header, label_columns)
@@ -75,8 +72,6 @@ def _read(table: Path, path_columns: tuple[str, ...], label_columns: tuple[str, 
         return _labels(rows, path_column, label_column)
     except OSError as error:
         raise DatasetError(f"cannot read {table}: {error.strerror}") from error
-    except RecursionError as error:
-        raise DatasetError(f"{table}: nested too deeply") from error
     except (ValueError, csv.Error) as error:
         raise DatasetError(f"{table}: {error}") from error
 
@@ -103,7 +98,7 @@ def _json_lines(text: str) -> tuple[list[str], Iterator[tuple[int, Row]]]:
 
     def rows() -> Iterator[tuple[int, Row]]:
         for number, line in lines:
-            row = json.loads(line, object_pairs_hook=keys_once)
+            row = parse_json(line)
             if not isinstance(row, dict):
                 raise ValueError(f"line {number} is no JSON object")
             yield number, row

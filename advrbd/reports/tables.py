@@ -8,15 +8,13 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from advrbd.data.folder import OK, FolderIndex
 from advrbd.errors import ReportError
-from advrbd.reading import keys_once, read_regular
+from advrbd.reading import SHA256, parse_json, read_at_most
 from advrbd.reports.report import VERDICTS, FileResult, Report
 from advrbd.text import csv_bytes, json_bytes, of_cell, table_bytes
 from advrbd.writing import escaped, printable
@@ -26,7 +24,6 @@ COLUMNS = ("path", "label", "suspect", "score", "suggested_label", "suggested_co
 FLAGS = {"true": True, "false": False}  # in any case: spreadsheets write TRUE
 FORMATS = ("csv", "json", "jsonl", "table")
 MAX_REPORT_BYTES = 2 * 2**30  # several million files
-SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def render(report: Report, form: str, all_files: bool = False) -> bytes:
@@ -144,20 +141,16 @@ def _as_json(report: Report) -> Earlier:
 def _read(path: str | os.PathLike) -> Earlier:
     no_report = f"{path} is no report of `advrbd scan` (CSV, JSON or JSON lines)"
     try:
-        data = read_regular(path, MAX_REPORT_BYTES + 1)
+        data = read_at_most(path, MAX_REPORT_BYTES, ReportError)
         text = data.decode("utf-8-sig")  # spreadsheets save CSV with a mark in front
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", error)
         raise ReportError(f"cannot read the report {path}: {reason}") from error
-    if len(data) > MAX_REPORT_BYTES:
-        raise ReportError(f"{path} is too large to be read: more than {MAX_REPORT_BYTES >> 30} GiB")
     try:
         rows, whole = _contents_of(text, empty=Path(path).suffix.lower() == ".jsonl")
         return _with_verdicts(_as_earlier(rows, whole.get("files_sha256")), whole)
     except (KeyError, TypeError, AttributeError) as error:
         raise ReportError(no_report) from error
-    except RecursionError as error:
-        raise ReportError(f"{no_report}: nested too deeply") from error
     except (ValueError, csv.Error) as error:
         raise ReportError(f"{no_report}: {error}") from error
 
@@ -215,20 +208,12 @@ def _contents_of(text: str, empty: bool) -> tuple[list[dict], dict]:
             raise ValueError("a row with other columns than the header")
         return [entry | {"label": of_cell(entry["label"])} for entry in rows], {}
     first, _, rest = text.partition("\n")
-    if first.rstrip().endswith("}") and "schema" not in _json(first):
-        return [_json(line) for line in (first, *rest.splitlines())], {}
-    whole = _json(text)
+    if first.rstrip().endswith("}") and "schema" not in parse_json(first, finite=True):
+        return [parse_json(line, finite=True) for line in (first, *rest.splitlines())], {}
+    whole = parse_json(text, finite=True)
     if whole["schema"] != SCHEMA:
         raise ValueError("another schema")
     stated = whole.get("files_sha256")
     if stated is not None and not SHA256.fullmatch(stated):
         raise ValueError("its files_sha256 is none")
     return whole["files"], whole
-
-
-def _json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=keys_once, parse_constant=_no_number)
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
