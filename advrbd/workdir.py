@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from advrbd.errors import WorkDirError
+from advrbd.reading import parse_json
 from advrbd.text import json_bytes
 from advrbd.writing import write_whole
 
@@ -118,7 +119,7 @@ class WorkDir(Steps):
         if not held:
             return None
         try:
-            known = json.loads((self.path / RUN).read_bytes())
+            known = parse_json((self.path / RUN).read_bytes())
         except FileNotFoundError:
             known = None
         except (OSError, ValueError) as error:

@@ -385,8 +385,9 @@ def test_a_unit_leaves_a_whole_result_or_none_and_no_images(digits_folder, tmp_p
     assert store.read_units(work) == [json.loads(json.dumps({"schema": store.SCHEMA} | result(**unit.as_dict())))]
 
 
-def test_a_file_that_is_no_result_is_told(tmp_path):
-    (tmp_path / "broken.json").write_bytes(b"\xff{")
+@pytest.mark.parametrize("content", [b"\xff{", b"[" * 200_000], ids=["bytes", "nested"])
+def test_a_file_that_is_no_result_is_told(tmp_path, content):
+    (tmp_path / "broken.json").write_bytes(content)
     with pytest.raises(BenchmarkError, match=r"broken\.json is no JSON; remove it"):
         store.read_units(tmp_path)
 

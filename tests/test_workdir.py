@@ -31,7 +31,7 @@ from advrbd.errors import OutputError, ReportError, WorkDirError
 from advrbd.events import Note, Progress
 from advrbd.model import run as run_module
 from advrbd.reports.tables import render
-from advrbd.workdir import LOCK, RUN, SUFFIX, WorkDir
+from advrbd.workdir import LOCK, RUN, SUFFIX, WorkDir, check_usable
 from advrbd.writing import write_whole
 
 SHORT = TrainingSettings(epochs=2, minimum_steps=0, batch_size=64)
@@ -211,6 +211,13 @@ def test_the_work_on_another_folder_is_refused_and_so_is_what_was_not_asked_for(
 def opened(path: Path, resume: bool = True) -> WorkDir:
     with WorkDir(path, {"config": {"seed": 0}}, resume) as steps:
         return steps
+
+
+def test_a_run_that_is_nested_too_deeply_is_refused(tmp_path):
+    (tmp_path / RUN).write_text("[" * 200_000)
+    for use in (check_usable, opened):
+        with pytest.raises(WorkDirError, match="nested too deeply; choose a new folder"):
+            use(tmp_path)
 
 
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path):

@@ -1,11 +1,11 @@
 """What an experiment leaves: one JSON file per unit, written whole or not at all, and read again whatever wrote it."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from advrbd.errors import BenchmarkError
+from advrbd.reading import parse_json
 from advrbd.text import json_bytes
 from advrbd.writing import write_whole
 
@@ -35,7 +35,7 @@ def add_to_unit(known: dict, more: dict) -> dict:
 def read_unit(path: Path) -> dict | None:
     """The unit whose JSON is at ``path``; None where there is none. Raises ``BenchmarkError`` where it is broken."""
     try:
-        unit = json.loads(path.read_bytes())
+        unit = parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
