@@ -126,9 +126,9 @@ def written_folder(
 
 def cautions_of(index: FolderIndex, report: Report, decisions: tuple[Decision, ...], manifest: dict) -> tuple[str, ...]:
     """What to know of the folder as it was written: suspects that were kept, classes that are gone, links not made."""
-    names = ", ".join(dict.fromkeys(report.accepted.values()))
-    count = len(report.suspects) - len(report.open_suspects)
-    kept = (f"{count} suspects were kept, since they are accepted ({names})",) if count else ()
+    accepted = report.accepted_by
+    why = f"since they are accepted ({', '.join(accepted)})"
+    kept = (f"{accepted.total()} suspects were kept, {why}",) if accepted else ()
     losses = tuple(
         f"class {name!r} has no file left and is missing from the output; the class indices after it shift"
         for name in emptied_classes(index, decisions)

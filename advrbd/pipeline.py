@@ -165,7 +165,8 @@ def clean(
         raise UntrustedError(f"nothing was written, since the result can't be fully trusted: {why}")
     block = _run_block(run, config, time.perf_counter() - started) | _input_of(index)
     found = accept(as_report(index, findings, block), accepted or {})
-    settings = {"action": action, "config": config.as_dict(), "accepted": sorted(found.accepted)}
+    seen = {file.sha256 for file in found.suspects if file.accepted_by is not None}
+    settings = {"action": action, "config": config.as_dict(), "accepted": sorted(seen)}
     settings["check"] = asdict(checked)
     with written_folder(index, decisions, out, quarantine, settings, link_mode) as manifest:
         cautions = cautions_of(index, found, decisions, manifest)

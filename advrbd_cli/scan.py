@@ -196,9 +196,8 @@ def summarise(report: "Report", target: Path | None, page: Path | None = None) -
 
 def _acceptance(report: "Report") -> str:
     """How many of the suspects were accepted, and by which file."""
-    count = len(report.suspects) - len(report.open_suspects)
-    names = ", ".join(dict.fromkeys(report.accepted.values()))
-    return f", {count} of them accepted ({names})" if count else ""
+    by = report.accepted_by
+    return f", {by.total()} of them accepted ({', '.join(by)})" if by else ""
 
 
 def _unless(value: Any, default: Any) -> Any:

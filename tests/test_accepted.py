@@ -16,12 +16,12 @@ import torch
 
 import advrbd.pipeline
 from advrbd.config import Config, RelearningSettings, TrainingSettings
-from advrbd.data.folder import OK, UNREADABLE
+from advrbd.data.folder import OK, UNREADABLE, FolderIndex
 from advrbd.errors import DatasetError, ReportError, SettingsError, SuspectsFound
 from advrbd.manifest import MANIFEST
 from advrbd.method import gate
 from advrbd.method.findings import Findings
-from advrbd.output import decisions_csv
+from advrbd.output import cautions_of, decide, decisions_csv
 from advrbd.reports.accepted import accept, read_baseline, read_ignore_file
 from advrbd.reports.report import POISONED, ClassVerdict, FileResult, Report
 from advrbd.reports.subset import choose, restrict, split_names
@@ -29,6 +29,7 @@ from advrbd.reports.tables import fingerprint, read_report, render
 from advrbd.writing import printable
 from advrbd_cli import console
 from advrbd_cli.app import main
+from advrbd_cli.scan import summarise
 
 FIRST, SECOND, THIRD = "1" * 64, "2a" * 32, "3" * 64
 FOUND = Report(
@@ -423,7 +424,20 @@ def test_names_in_any_encoding():
 
 def test_accepting_and_restricting_go_together():
     both = accept(restrict(FOUND, frozenset({"cat/2.png"})), {(FIRST, "cat"): "old", (SECOND, "cat"): "old"})
-    assert (both.accepted, both.open_suspects) == ({SECOND: "old"}, ())
+    assert (both.accepted_by, both.open_suspects) == ({"old": 1}, ())
+
+
+def test_whoever_accepts_the_same_bytes_in_another_class_is_told_as_well(capsys, monkeypatch):
+    monkeypatch.setattr(console, "state", console.State())
+    copies = (replace(FOUND.files[0], path=f"{label}/1.png", label=label) for label in ("cat", "dog"))
+    sha256 = FOUND.files[0].sha256
+    found = accept(replace(FOUND, files=tuple(copies)), {(sha256, "cat"): "a.csv", (sha256, "dog"): "b.csv"})
+    summarise(found, None)
+    assert "2 of them accepted (a.csv, b.csv)" in capsys.readouterr().err
+    index = FolderIndex(Path("data"), ("cat", "dog"), ())
+    decisions = decide(found, "drop", 0.75)
+    cautions = cautions_of(index, found, decisions, {"copied_instead": {}})
+    assert "2 suspects were kept, since they are accepted (a.csv, b.csv)" in cautions
 
 
 @pytest.fixture(scope="module")

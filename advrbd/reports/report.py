@@ -1,5 +1,6 @@
 """The result of a scan: one row per file, one verdict per class, one for the dataset."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -81,9 +82,9 @@ class Report:
         return 0 if self.whole_sha256 is None else sum(entry.suspects for entry in self.classes) - len(self.suspects)
 
     @property
-    def accepted(self) -> dict[str, str]:
-        """The SHA-256 of suspects that somebody looked at and accepted, to what says so."""
-        return {file.sha256: file.accepted_by for file in self.suspects if file.accepted_by is not None}
+    def accepted_by(self) -> Counter[str]:
+        """How many suspects somebody looked at and accepted, by what says so."""
+        return Counter(file.accepted_by for file in self.suspects if file.accepted_by is not None)
 
     @property
     def unread(self) -> tuple[FileResult, ...]:

@@ -209,8 +209,8 @@ def counted(count: int, one: str, many: str | None = None) -> str:
 
 def _acceptance(report: Report) -> str:
     """How many suspects are accepted, and by which files: ``2 files by old.csv``; empty if none are."""
-    by = [file.accepted_by for file in report.suspects if file.accepted_by is not None]
-    return f"{counted(len(by), 'file')} by {', '.join(dict.fromkeys(by))}" if by else ""
+    by = report.accepted_by
+    return f"{counted(by.total(), 'file')} by {', '.join(by)}" if by else ""
 
 
 def _figure(key: str, value: float) -> Figure:
