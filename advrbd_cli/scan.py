@@ -175,7 +175,7 @@ def summarise(report: "Report", target: Path | None, page: Path | None = None) -
     """What was found, by class, and where the report and the page are."""
     figures = (Column(name, no_wrap=True) for name in ("files", "suspects", "verdict"))
     table = Table(Column("class", overflow="fold"), *figures)
-    shown = [entry for entry in report.classes if entry.suspects or entry.verdict in ("suspicious", "poisoned")]
+    shown = [entry for entry in report.classes if entry.is_named]
     for entry in shown:
         verdict = Text(entry.verdict, style=COLOURS[entry.verdict])
         table.add_row(Text(console.escaped(entry.label)), str(entry.files), str(entry.suspects), verdict)

@@ -20,7 +20,7 @@ from advrbd.config import DecodingSettings
 from advrbd.data.folder import OK, Store
 from advrbd.reports import images, wording
 from advrbd.reports.images import Comparison, Picture
-from advrbd.reports.report import POISONED, SUSPICIOUS, ClassVerdict, FileResult, Report
+from advrbd.reports.report import ClassVerdict, FileResult, Report
 from advrbd.writing import escaped, printable
 
 HOME = Path(__file__).parent
@@ -89,7 +89,7 @@ def render_html(
         meanings=wording.VERDICTS,
         statuses=wording.STATUSES,
         sections=sections,
-        named=sum(_is_named(entry) for entry in report.classes),
+        named=sum(entry.is_named for entry in report.classes),
         accused=[(number, entry.label) for number, entry in enumerate(report.classes) if entry.suspects],
         cards=_cards(ranked[: MOST_PICTURES + MOST_ROWS], report, place, max_pixels),
         most_pictures=MOST_PICTURES,
@@ -133,7 +133,7 @@ def _sections(report: Report, place: Path | Store, max_pixels: int) -> Iterator[
     for file in report.files:
         if file.status == OK:
             by_class[file.label].append(file)
-    named = sorted(filter(_is_named, report.classes), key=lambda entry: -entry.suspects)
+    named = sorted((entry for entry in report.classes if entry.is_named), key=lambda entry: -entry.suspects)
     for entry in named[:MOST_SECTIONS]:
         files = by_class[entry.label]
         apart = _apart(entry, files)
@@ -146,10 +146,6 @@ def _sections(report: Report, place: Path | Store, max_pixels: int) -> Iterator[
             images.compare(list(apart), others, place, max_pixels),
             histogram([file.score for file in files if file.score is not None]),
         )
-
-
-def _is_named(entry: ClassVerdict) -> bool:
-    return bool(entry.suspects) or entry.verdict in (SUSPICIOUS, POISONED)
 
 
 def _apart(entry: ClassVerdict, files: Sequence[FileResult]) -> dict[FileResult, None]:

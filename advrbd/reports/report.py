@@ -50,6 +50,11 @@ class ClassVerdict:
     verdict: str
     evidence: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def is_named(self) -> bool:
+        """Whether something was found in the class: suspects, or what stands apart without them."""
+        return bool(self.suspects) or self.verdict in (SUSPICIOUS, POISONED)
+
 
 @dataclass(frozen=True)
 class Report:
