@@ -59,9 +59,7 @@ class Stderr:
 stderr = Console(file=cast("TextIO", Stderr()), highlight=False, soft_wrap=True)
 
 SECONDS_BETWEEN_LINES = 10
-NARROWEST = (
-    40  # columns that a table needs; where there are fewer the terminal breaks its lines, and nothing is cut off
-)
+NARROWEST = 40  # columns of a table; where there are fewer the terminal breaks its lines, and nothing is cut off
 FIGURES, BAR = 18, 8  # columns: of the share done, the time left and the gaps; of a bar that still shows something
 
 
@@ -122,14 +120,10 @@ class Narrator:
             case events.Caution(message):
                 caution(message)
             case events.Progress():
-                self._progress(event)
+                self._tell(event)
 
-    def _progress(self, event: events.Progress) -> None:
+    def _tell(self, event: events.Progress) -> None:
         now = time.monotonic()
-        self._tell(event, now)
-        self._heard = now
-
-    def _tell(self, event: events.Progress, now: float) -> None:
         stage, detail = fitting(event.stage, event.detail, stderr.width)
         if event.stage != self._stage:
             # a stage tells of itself for the first time when some of it is done; it began when the one before ended
@@ -147,6 +141,7 @@ class Narrator:
             about = f" ({event.detail})" if event.detail else ""
             remaining = f", about {left:.0f} s left" if event.done < event.total else f", {spent:.0f} s"
             say(f"{event.stage}: {event.done}/{event.total} {event.unit}{about}{remaining}")
+        self._heard = now
 
 
 def fitting(stage: str, detail: str, width: int) -> tuple[str, str]:

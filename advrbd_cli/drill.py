@@ -36,7 +36,7 @@ def drill(
             help="Names as `advrbd poison` has them, with commas between; all: 13, without graded, decoy, contested.",
             metavar="NAMES",
         ),
-    ] = ("badnets,blend"),
+    ] = "badnets,blend",
     poison_rate: Annotated[float, typer.Option(help="Share of all images to poison.", min=0, max=1)] = 0.05,
     target_label: Annotated[
         str | None,
