@@ -1,7 +1,6 @@
 """``advrbd clean``: a folder without the poison, and a clean model."""
 
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,7 +32,7 @@ def clean(
         typer.Option(
             min=0, max=1, help="Drop a suspect whose new label is less sure than this.", rich_help_panel="Suspects"
         ),
-    ] = 0.75,
+    ] = options.CONFIDENCE_FLOOR,
     quarantine: Annotated[
         Path | None,
         typer.Option(help="Folder for --action quarantine. (default: OUT-quarantine)", rich_help_panel="Suspects"),
@@ -98,12 +97,9 @@ def clean(
     known = accepted.gather(territory(data, root), baseline, ignore_file, no_config)
     check_there(data, root)
 
-    from advrbd.config import Config, DecodingSettings, RelearningSettings
     from advrbd.pipeline import clean as run_clean
 
-    config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained, flip=flip)
-    config = replace(config, decoding=DecodingSettings(max_pixels))
-    config = replace(config, relearning=replace(RelearningSettings(), confidence_floor=confidence_floor))
+    config = options.config_of(model, device, image_size, max_pixels, pretrained, flip, seed, confidence_floor)
     with console.Narrator(progress) as narrator:
         cleaned = run_clean(
             data,

@@ -1,6 +1,5 @@
 """``advrbd drill``: does the scanner find known attacks in this very folder?"""
 
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,10 +98,8 @@ def drill(
 
     from advrbd.benchmark.drill import drill as run_drill
     from advrbd.benchmark.drill_report import meaning, passed
-    from advrbd.config import Config, DecodingSettings
 
-    config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained, flip=flip)
-    config = replace(config, decoding=DecodingSettings(max_pixels))
+    config = options.config_of(model, device, image_size, max_pixels, pretrained, flip, seed)
     drilled: list[Drilled] = []
     try:
         with console.Narrator(progress) as narrator:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from advrbd.config import MAX_SEED, DecodingSettings
+from advrbd.config import MAX_SEED, Config, DecodingSettings, RelearningSettings
 from advrbd.errors import AdvrbdError, OutputError
 
 
@@ -54,7 +54,7 @@ MaxPixels = Annotated[
         help="Decode no image with more pixels than this: its status is too-large.", min=1, rich_help_panel="Model"
     ),
 ]
-MAX_PIXELS = DecodingSettings.max_pixels
+MAX_PIXELS, CONFIDENCE_FLOOR = DecodingSettings.max_pixels, RelearningSettings.confidence_floor
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Start from timm's weights (downloads them).", rich_help_panel="Model")
 ]
@@ -138,6 +138,29 @@ IgnoreFile = Annotated[
         rich_help_panel="Accepted suspects",
     ),
 ]
+
+
+def config_of(
+    model: str,
+    device: str,
+    image_size: int | None,
+    max_pixels: int,
+    pretrained: bool,
+    flip: bool,
+    seed: int,
+    confidence_floor: float = CONFIDENCE_FLOOR,
+) -> Config:
+    """The settings of a run, of the options of these names in the order in which commands have them."""
+    return Config(
+        model=model,
+        device=device,
+        seed=seed,
+        image_size=image_size,
+        pretrained=pretrained,
+        flip=flip,
+        decoding=DecodingSettings(max_pixels),
+        relearning=RelearningSettings(confidence_floor),
+    )
 
 
 def parse_fail_on(text: str) -> tuple[float, bool]:

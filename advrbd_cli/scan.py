@@ -1,6 +1,5 @@
 """``advrbd scan``: which files look poisoned?"""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,7 +119,6 @@ def scan(
     chosen = accepted.chosen_files(data, split, root, files_from, null)
     check_there(data, root)
 
-    from advrbd.config import Config, DecodingSettings
     from advrbd.pipeline import scan as run_scan
     from advrbd.reports.accepted import accept
     from advrbd.reports.subset import restrict
@@ -128,8 +126,7 @@ def scan(
     from advrbd.reports.wording import command
     from advrbd.writing import write_whole
 
-    config = Config(model=model, device=device, seed=seed, image_size=image_size, pretrained=pretrained, flip=flip)
-    config = replace(config, decoding=DecodingSettings(max_pixels))
+    config = options.config_of(model, device, image_size, max_pixels, pretrained, flip, seed)
     given: dict[str, Any] = {"split": split, "root": root, "work_dir": work_dir, "memory_budget": budget}
     if dry_run:
         from advrbd.pipeline import plan_scan
