@@ -148,13 +148,13 @@ def tables(
     from advrbd.benchmark.paper_tables import paper_tables
     from advrbd.benchmark.store import read_units
     from advrbd.benchmark.tables import unit_tables
-    from advrbd.writing import check_target, write_whole
+    from advrbd.writing import check_target
 
     if output != "-":
         check_target(Path(output), "--output")
     found = read_units(_existing(work))
     rendered = (unit_tables(found) if units or not found else paper_tables(found)) + "\n"
-    console.to_stdout(rendered.encode()) if output == "-" else write_whole(Path(output), rendered.encode())
+    console.write_report(output, rendered.encode())
 
 
 @app.command("figures")

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO, cast
 
 from rich.cells import cell_len
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from advrbd import events
 from advrbd.errors import OutputError
-from advrbd.writing import escaped
+from advrbd.writing import escaped, write_whole
 
 
 @dataclass
@@ -167,6 +168,14 @@ def to_stdout(data: bytes) -> None:
     except OSError as error:
         raise _unwritten(error) from error
     flush_stdout()
+
+
+def write_report(output: str | Path, data: bytes) -> None:
+    """A report that was asked for: on stdout where ``output`` is ``-``, else whole in that file or not at all."""
+    if output == "-":
+        to_stdout(data)
+    else:
+        write_whole(Path(output), data)
 
 
 def flush_stdout() -> None:

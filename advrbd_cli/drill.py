@@ -36,7 +36,7 @@ def drill(
             metavar="NAMES",
         ),
     ] = "badnets,blend",
-    poison_rate: Annotated[float, typer.Option(help="Share of all images to poison.", min=0, max=1)] = 0.05,
+    poison_rate: options.PoisonRate = 0.05,
     target_label: Annotated[
         str | None,
         typer.Option(
@@ -52,22 +52,8 @@ def drill(
             show_default=False,
         ),
     ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Report to write; - is stdout (default: none).",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    form: Annotated[
-        Format | None,
-        typer.Option(
-            "--format", "-f", help="How to write it (default: from its name, else csv).", rich_help_panel="Output"
-        ),
-    ] = None,
+    output: options.ReportOutput = None,
+    form: Annotated[Format | None, options.FORM] = None,
     split: options.Split = None,
     model: options.Model = "auto",
     device: options.DeviceName = "auto",
@@ -88,7 +74,7 @@ def drill(
     trained on the copy doesn't obey (success rate under .5) did not take and is no test.
     """
     console.state.quiet, console.state.verbose = quiet, verbose
-    _check_before_work(output, form, data)
+    options.check_report(output, form, data)
     target = None if output in (None, "-") else Path(output)
     options.check_inputs_kept({"--output": target}, options.files_of_settings(config_file, no_config))
 
@@ -133,11 +119,9 @@ def drill(
 def _write(output: str | None, form: Format | None, drilled: "list[Drilled]") -> None:
     """The report, where one was asked for, and the table."""
     from advrbd.benchmark.drill_report import render
-    from advrbd.writing import write_whole
 
     if output is not None:
-        rendered = render(drilled, form or _form_of(output))
-        console.to_stdout(rendered) if output == "-" else write_whole(Path(output), rendered)
+        console.write_report(output, render(drilled, form or options.form_of(Format, output)))
     _show(drilled)
 
 
@@ -176,21 +160,3 @@ def _names(text: str) -> list[str]:
     everything = [attack.name for attack in PAPER + WIDER]
     asked = (name.strip() for name in text.split(","))
     return list(dict.fromkeys(name for entry in asked for name in (everything if entry == ALL else [entry])))
-
-
-def _form_of(output: str) -> Format:
-    suffix = Path(output).suffix.lower().lstrip(".")
-    return Format(suffix) if suffix in set(Format) else Format.csv
-
-
-def _check_before_work(output: str | None, form: Format | None, data: Path) -> None:
-    """Refuse what can't be written before hours of work, not after."""
-    from advrbd.errors import OutputError
-    from advrbd.writing import check_target_file
-
-    if output is None and form is not None:
-        raise OutputError("--format says how to write a report, but none was asked for; add --output FILE, or -o -")
-    if output == "-":
-        console.check_stdout()
-    elif output is not None and data.exists():
-        check_target_file(Path(output), data, "--output")

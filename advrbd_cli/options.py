@@ -4,12 +4,14 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from advrbd.config import MAX_SEED, Config, DecodingSettings, RelearningSettings
 from advrbd.errors import AdvrbdError, OutputError
+from advrbd.writing import check_target_file
+from advrbd_cli import console
 
 
 class Format(StrEnum):
@@ -31,6 +33,7 @@ class LinkMode(StrEnum):
     symlink = "symlink"
 
 
+Kind = TypeVar("Kind", bound=StrEnum)
 Folder = Annotated[Path, typer.Argument(help="Image folder: one sub-folder of images per class.", show_default=False)]
 Data = Annotated[
     Path,
@@ -67,6 +70,7 @@ Flip = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=MAX_SEED, rich_help_panel="Model")]
+PoisonRate = Annotated[float, typer.Option(help="Share of all images to poison.", min=0, max=1)]
 Split = Annotated[
     str | None, typer.Option(help="Scan this sub-folder (train, val, ...) of DATA.", metavar="NAME", show_default=False)
 ]
@@ -94,6 +98,20 @@ MemoryBudget = Annotated[
         rich_help_panel="Run",
     ),
 ]
+ReportOutput = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Report to write; - is stdout (default: none).",
+        show_default=False,
+        rich_help_panel="Output",
+    ),
+]
+FORM = typer.Option(
+    "--format", "-f", help="How to write it (default: from its name, else csv).", rich_help_panel="Output"
+)
+"""What ``--format`` is, whose choices each command has its own of."""
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.", rich_help_panel="Output")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr.", rich_help_panel="Output")]
 ShowProgress = Annotated[
@@ -179,6 +197,22 @@ def parse_size(text: str | None) -> int | None:
     if not match:
         raise AdvrbdError(f"--memory-budget takes a size such as 4G or 500M, not {text!r}")
     return int(float(match[1]) * 1024 ** (" KMGT".index((match[2] or " ").upper())))
+
+
+def form_of(kind: type[Kind], name: str | Path | None) -> Kind:
+    """The form that the ``name`` of a report asks for; CSV where it asks for none of that ``kind``, or has no name."""
+    suffix = Path(name or "").suffix.lower().lstrip(".")
+    return kind(suffix) if suffix in set(kind) else kind("csv")
+
+
+def check_report(output: str | None, form: StrEnum | None, source: Path, what: str = "the scanned folder") -> None:
+    """Refuse a report that can't be written before hours of work, not after; ``what`` says what ``source`` is."""
+    if output is None and form is not None:
+        raise OutputError("--format says how to write a report, but none was asked for; add --output FILE, or -o -")
+    if output == "-":
+        console.check_stdout()
+    elif output is not None and source.exists():
+        check_target_file(Path(output), source, "--output", what)
 
 
 def check_inputs_kept(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | str | None]) -> None:

@@ -21,7 +21,7 @@ def poison(
     attack: Annotated[str, typer.Option(help="One of those named below.", show_default=False)],
     target_label: Annotated[str, typer.Option(help="Class that the backdoor leads to.", show_default=False)],
     out: Annotated[Path, typer.Option(help="New folder for the poisoned copy.", show_default=False)],
-    poison_rate: Annotated[float, typer.Option(help="Share of all images to poison.", min=0, max=1)] = 0.05,
+    poison_rate: options.PoisonRate = 0.05,
     seed: Annotated[
         int, typer.Option(help="Seed of the trigger and of the choice of images.", min=0, max=MAX_SEED)
     ] = 0,

@@ -27,12 +27,7 @@ def scan(
             rich_help_panel="Output",
         ),
     ] = None,
-    form: Annotated[
-        options.Format | None,
-        typer.Option(
-            "--format", "-f", help="(default: from the name of the report, else csv)", rich_help_panel="Output"
-        ),
-    ] = None,
+    form: Annotated[options.Format | None, options.FORM] = None,
     all_files: Annotated[
         bool, typer.Option("--all-files", help="A row for every file, not only for suspects.", rich_help_panel="Output")
     ] = False,
@@ -110,7 +105,7 @@ def scan(
 
     threshold, is_share = options.parse_fail_on(fail_on)
     target = None if output == "-" else Path(output or f"advrbd-report.{'txt' if form == 'table' else form or 'csv'}")
-    wanted, form, budget = form, form or _form_of(target), options.parse_size(memory_budget)
+    wanted, form, budget = form, form or options.form_of(options.Format, target), options.parse_size(memory_budget)
     _check_before_work(target, wanted, html, territory(data, root))
     named = {"DATA": data, "--baseline": baseline, "--ignore-file": ignore_file, "--files-from": files_from}
     read = named | options.files_of_settings(config_file, no_config)
@@ -205,11 +200,6 @@ def _unless(value: Any, default: Any) -> Any:
 def _options(given: dict[str, Any]) -> list[str]:
     """Those options that were given, as arguments again."""
     return [text for name, value in given.items() if value for text in (name, str(value))]
-
-
-def _form_of(target: Path | None) -> options.Format:
-    suffix = "" if target is None else target.suffix.lower().lstrip(".")
-    return options.Format(suffix) if suffix in set(options.Format) else options.Format.csv
 
 
 def _readable(form: options.Format, target: Path | None) -> bool:

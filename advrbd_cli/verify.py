@@ -33,22 +33,8 @@ class Format(StrEnum):
 
 def verify(
     clean: Annotated[Path, typer.Argument(help="Folder that `advrbd clean` wrote.", show_default=False)],
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Report to write; - is stdout (default: none).",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    form: Annotated[
-        Format | None,
-        typer.Option(
-            "--format", "-f", help="How to write it (default: from its name, else csv).", rich_help_panel="Output"
-        ),
-    ] = None,
+    output: options.ReportOutput = None,
+    form: Annotated[Format | None, options.FORM] = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     progress: options.ShowProgress = None,
@@ -58,17 +44,15 @@ def verify(
     CLEAN is only read. Who changes a file can change the manifest, too: compare its SHA-256 with one that you kept.
     """
     console.state.quiet, console.state.verbose = quiet, verbose
-    _check_before_work(output, form, clean)
+    options.check_report(output, form, clean, "the cleaned folder")
 
     from advrbd.verification import render
     from advrbd.verification import verify as run_verify
-    from advrbd.writing import write_whole
 
     with console.Narrator(progress) as narrator:
         verification = run_verify(clean, narrator)
     if output is not None:
-        rendered = render(verification, (form or _form_of(output)).value)
-        console.to_stdout(rendered) if output == "-" else write_whole(Path(output), rendered)
+        console.write_report(output, render(verification, form or options.form_of(Format, output)))
     summarise(verification)
     if verification.differences:
         raise typer.Exit(exits.DIFFERENT)
@@ -87,17 +71,3 @@ def summarise(verification: "Verification") -> None:
     outcome = ", ".join(f"{count} {meaning}" for meaning, count in counts.items()) or "all as written"
     console.say(f"{verification.files} files in the manifest: {outcome}")
     console.say(f"manifest sha256: {verification.manifest_sha256}")
-
-
-def _form_of(output: str) -> Format:
-    return Format.json if Path(output).suffix.lower() == ".json" else Format.csv
-
-
-def _check_before_work(output: str | None, form: Format | None, clean: Path) -> None:
-    from advrbd.errors import OutputError
-    from advrbd.writing import check_target_file
-
-    if output is None and form is not None:
-        raise OutputError("--format says how to write a report, but none was asked for; add --output FILE, or -o -")
-    if output not in (None, "-") and clean.exists():
-        check_target_file(Path(output), clean, "--output", "the cleaned folder")

@@ -69,6 +69,7 @@ main()
         ("{scan} -o r.csv 2>&1 | true", 0, ""),
         ("{scan} -o r.csv 2> /dev/full", 0, ""),
         ("{scan} -o r.csv >&- 2>&- <&-", 0, ""),
+        ("{advrbd} verify ../data -o - >&-", 2, "error: cannot write to stdout: it is closed\n"),
         ("{scan} -q -o - --html r.csv | true", 2, "error: cannot write to stdout: Broken pipe\n"),
     ],
 )
