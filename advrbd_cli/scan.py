@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from advrbd.reports.report import Report
 
 EXAMPLES = "Example: advrbd scan ./data -o report.json && train.sh ./data"
+DEFAULTS = {"--model": "auto", "--device": "auto", "--max-pixels": options.MAX_PIXELS}  # that no command repeats
 COLOURS = {"clean": "green", "unexamined": "yellow", "suspicious": "yellow", "poisoned": "bold red"}
 
 
@@ -103,10 +104,9 @@ def scan(
 
     from advrbd.data.sources import check_there, place, territory
 
-    threshold, is_share = options.parse_fail_on(fail_on)
+    threshold, budget = options.parse_fail_on(fail_on), options.parse_size(memory_budget)
     target = None if output == "-" else Path(output or f"advrbd-report.{'txt' if form == 'table' else form or 'csv'}")
-    wanted, form, budget = form, form or options.form_of(options.Format, target), options.parse_size(memory_budget)
-    _check_before_work(target, wanted, html, territory(data, root))
+    _check_before_work(target, form, html, territory(data, root))
     named = {"DATA": data, "--baseline": baseline, "--ignore-file": ignore_file, "--files-from": files_from}
     read = named | options.files_of_settings(config_file, no_config)
     options.check_inputs_kept({"--output": target, "--html": html}, read)
@@ -118,7 +118,6 @@ def scan(
     from advrbd.reports.accepted import accept
     from advrbd.reports.subset import restrict
     from advrbd.reports.tables import render
-    from advrbd.reports.wording import command
     from advrbd.writing import write_whole
 
     config = options.config_of(model, device, image_size, max_pixels, pretrained, flip, seed)
@@ -126,41 +125,34 @@ def scan(
     if dry_run:
         from advrbd.pipeline import plan_scan
 
-        plan.show(plan_scan(data, config, **given, notify=console.Narrator(False)), wanted)
+        plan.show(plan_scan(data, config, **given, notify=console.Narrator(False)), form)
         return
     with console.Narrator(progress) as narrator:
         report = run_scan(data, config, **given, resume=resume, notify=narrator)
     report = accept(report if chosen is None else restrict(report, chosen), known)
-    rendered = render(report, form.value, all_files)
+    written_as = form or options.form_of(options.Format, target)
+    rendered = render(report, written_as, all_files)
     if target is not None:
         write_whole(target, rendered)
-    named_by = _options({"--split": split, "--root": root, "--max-pixels": _unless(max_pixels, options.MAX_PIXELS)})
-    named_by += ["--no-flip"] * (not flip)  # for the page's commands, too
+    # what the commands of the page repeat, and with the rest the one of the line ``next:``
+    of_input = {"--split": split, "--root": root, "--max-pixels": max_pixels, "--no-flip": not flip}
     try:
         if html is not None:
             from advrbd.reports.html import render_html
 
-            write_whole(html, render_html(report, data, max_pixels, place(data, split, root), named_by))
+            write_whole(html, render_html(report, data, max_pixels, place(data, split, root), _arguments(of_input)))
     finally:  # a page that can't be written takes no report away
         if target is None:
             console.to_stdout(rendered)
     summarise(report, target, html)
     if report.open_suspects:
-        taken = ["--report", str(target)] if _readable(form, target) and chosen is None else []
-        taken += named_by + _options({"--baseline": baseline, "--ignore-file": ignore_file})
-        taken += _options({"--model": _unless(model, "auto"), "--image-size": image_size, "--seed": seed})
-        taken += _options({"--device": _unless(device, "auto")}) + ["--pretrained"] * pretrained
-        taken += _options({"--config": config_file}) + ["--no-config"] * no_config
-        console.say(f"next: {command('clean', data, *taken, '--out', 'CLEAN')}")
-
-    if strict and (report.unread or report.unexamined):
-        counts = f"{len(report.unread)} files couldn't be read, {len(report.unexamined)} classes couldn't be examined"
-        console.error(f"{counts} (--strict); the warnings and the report's status column say why")
-        raise typer.Exit(exits.FAILED)
-    count = len(report.open_suspects)
-    found = count * 100 / max(1, len(report.files)) if is_share else count
-    if not exit_zero and (report.unaccused or (found >= threshold and count)):
-        raise typer.Exit(exits.SUSPECTS)
+        readable = target if chosen is None and written_as != options.Format.table else None
+        of_suspects = {"--report": readable, **of_input, "--baseline": baseline, "--ignore-file": ignore_file}
+        of_model = {"--model": model, "--image-size": image_size, "--seed": seed, "--device": device}
+        of_run = {"--pretrained": pretrained, "--config": config_file, "--no-config": no_config}
+        console.say(f"next: {_next_command(data, of_suspects | of_model | of_run)}")
+    if code := _exit_code(report, threshold, exit_zero, strict):
+        raise typer.Exit(code)
 
 
 def summarise(report: "Report", target: Path | None, page: Path | None = None) -> None:
@@ -192,18 +184,29 @@ def _acceptance(report: "Report") -> str:
     return f", {by.total()} of them accepted ({', '.join(by)})" if by else ""
 
 
-def _unless(value: Any, default: Any) -> Any:
-    """The value, but None where it is the default."""
-    return None if value == default else value
+def _next_command(data: Path, given: dict[str, Any]) -> str:
+    """The command that cleans by this scan, with what it was ``given``."""
+    from advrbd.reports.wording import command
+
+    return command("clean", data, *_arguments(given), "--out", "CLEAN")
 
 
-def _options(given: dict[str, Any]) -> list[str]:
-    """Those options that were given, as arguments again."""
-    return [text for name, value in given.items() if value for text in (name, str(value))]
+def _arguments(given: dict[str, Any]) -> list[str]:
+    """The options that were given other values than their defaults, as arguments again; a flag is its name alone."""
+    told = {name: value for name, value in given.items() if value and value != DEFAULTS.get(name)}
+    return [text for name, value in told.items() for text in ((name,) if value is True else (name, str(value)))]
 
 
-def _readable(form: options.Format, target: Path | None) -> bool:
-    return target is not None and form != options.Format.table
+def _exit_code(report: "Report", threshold: tuple[float, bool], exit_zero: bool, strict: bool) -> int:
+    """What the process ends with; ``threshold`` as ``parse_fail_on`` gives it. Says why where --strict decides."""
+    if strict and (report.unread or report.unexamined):
+        counts = f"{len(report.unread)} files couldn't be read, {len(report.unexamined)} classes couldn't be examined"
+        console.error(f"{counts} (--strict); the warnings and the report's status column say why")
+        return exits.FAILED
+    count, (enough, is_share) = len(report.open_suspects), threshold
+    found = count * 100 / max(1, len(report.files)) if is_share else count
+    guilty = report.unaccused or (count and found >= enough)
+    return exits.SUSPECTS if guilty and not exit_zero else exits.CLEAN
 
 
 def _check_before_work(target: Path | None, wanted: options.Format | None, page: Path | None, territory: Path) -> None:
