@@ -86,14 +86,14 @@ def clean(
     console.state.quiet, console.state.verbose = quiet, verbose
     options.check_resume(work_dir, resume)
     budget = options.parse_size(memory_budget)
-    save_model = save_model or Path(f"{out.resolve()}.safetensors")
+    model_file = save_model or Path(f"{out.resolve()}.safetensors")
 
     from advrbd.data.sources import check_there, territory
 
-    _check_before_work(territory(data, root), out, output, save_model)
+    _check_before_work(territory(data, root), out, output, model_file)
     named = {"DATA": data, "--report": report, "--baseline": baseline, "--ignore-file": ignore_file}
     read = named | options.files_of_settings(config_file, no_config)
-    options.check_inputs_kept({"--output": output, "--save-model": save_model}, read)
+    options.check_inputs_kept({"--output": output, "--save-model": model_file}, read)
     known = accepted.gather(territory(data, root), baseline, ignore_file, no_config)
     check_there(data, root)
 
@@ -118,9 +118,9 @@ def clean(
             resume=resume,
             memory_budget=budget,
             notify=narrator,
-            finish=partial(_write_beside, output, save_model),
+            finish=partial(_write_beside, output, model_file),
         )
-    summarise(cleaned, out, output, save_model)
+    summarise(cleaned, out, output, model_file)
     if cleaned.check.trust == "none":
         raise typer.Exit(exits.SUSPECTS)
 
