@@ -15,7 +15,6 @@ from advrbd.method.look import _tell_of_scenes
 from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec
 from advrbd.model.run import Run
-from advrbd.reports.report import CLEAN, SUSPICIOUS
 
 SIDE, FRAMES = 32, 6
 
@@ -118,15 +117,3 @@ def test_suspects_of_few_scenes_are_told(places):
     findings.suspects[::6] = True
     _tell_of_scenes(run, findings)
     assert findings.cautions == []
-
-
-def test_a_class_that_is_suspicious_for_versions_of_few_pictures_is_told(places):
-    run = run_on([np.asarray(places[0].resize((SIDE, SIDE)))] * 2)
-    for verdict, told in ((SUSPICIOUS, 1), (CLEAN, 0)):
-        findings = Findings.nothing(2)
-        findings.verdicts[0], findings.evidence[0] = verdict, {"versions": 12.4}
-        _tell_of_scenes(run, findings)
-        assert len(findings.cautions) == told
-    findings.verdicts[0] = SUSPICIOUS
-    _tell_of_scenes(run, findings)
-    assert findings.cautions[0].startswith("a group in class '0' has 12 files for each picture: ")

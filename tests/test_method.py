@@ -24,7 +24,7 @@ from advrbd.model.device import choose_device
 from advrbd.model.factory import ModelSpec, build
 from advrbd.model.inference import Outputs
 from advrbd.model.run import Run
-from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS
+from advrbd.reports.report import CLEAN, POISONED
 
 MANY = SeparationSettings().few
 
@@ -305,16 +305,16 @@ def test_a_few_images_that_fall_sharply_apart_convict_nobody(carriers, undecided
 
 @pytest.mark.parametrize(
     ("ambiguity", "versions", "verdict"),
-    [(0.075, 1.0, POISONED), (0.075, 3.0, POISONED), (0.075, 20.0, SUSPICIOUS), (0.5, 20.0, CLEAN)],
+    [(0.075, 1.0, POISONED), (0.075, 3.0, POISONED), (0.075, 20.0, CLEAN), (0.5, 20.0, CLEAN)],
 )
 def test_versions_of_a_few_photos_accuse_nobody(ambiguity, versions, verdict):
-    """Forty files fall sharply apart; who stamped one picture that often is named, but not accused either."""
+    """Forty files fall sharply apart, but they are two photos."""
     probability = torch.tensor([0.99] * 40 + [0.01] * 500)
     labels, split = torch.zeros(540, dtype=torch.int64), Split(0, 2, torch.arange(40), 5.0, 8.0)
     found = identify(labels, (split,), (Enhanced(0, probability, ambiguity, versions),), IdentificationSettings())
     assert found.verdicts == {0: verdict}
     assert int(found.suspects.sum()) == (40 if verdict == POISONED else 0)
-    assert ("versions" in found.evidence[0]) == (verdict == SUSPICIOUS)
+    assert ("versions" in found.evidence[0]) == (ambiguity * versions == 1.5)  # why a sharp division says nothing
 
 
 def test_halves_cut_every_part_evenly(generator):

@@ -99,11 +99,8 @@ def moved(probability: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
 def _conviction(entry: Enhanced, settings: IdentificationSettings) -> float:
     """P(the class holds a trigger): a logistic curve in the ambiguity, one half at its limit.
 
-    By the pictures that fall apart, not by the images, since versions of one photo are told together by nature. What
-    falls apart by the images alone may be the same picture stamped again and again, though: one half at most.
+    By the pictures that fall apart, not by the images, since versions of one photo are told together by nature. An
+    attacker who has few photos gains nothing: what a model learns of them is the photos.
     """
-
-    def by(ambiguity: float) -> float:
-        return 1 / (1 + exp(settings.ambiguity_slope * (min(ambiguity, 10) - settings.ambiguity_limit)))
-
-    return min(settings.most, max(by(entry.ambiguity * entry.versions), min(by(entry.ambiguity), 0.5)))
+    ambiguity = min(entry.ambiguity * entry.versions, 10)
+    return min(settings.most, 1 / (1 + exp(settings.ambiguity_slope * (ambiguity - settings.ambiguity_limit))))

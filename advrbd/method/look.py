@@ -28,7 +28,7 @@ from advrbd.method.separation import Split, candidates, most_striking, separate
 from advrbd.method.warm_up import Learned, warm_up
 from advrbd.model.inference import Predictions
 from advrbd.model.run import Run
-from advrbd.reports.report import CLEAN, POISONED, SUSPICIOUS, UNEXAMINED, VERDICTS
+from advrbd.reports.report import CLEAN, POISONED, UNEXAMINED, VERDICTS
 
 FRAMES = 8  # suspects for each scene, from which on they may be frames
 LEARNED = 0.3  # of the way from guessing the largest class to perfection, on the training images
@@ -161,8 +161,7 @@ def _admit_blindness(run: Run, findings: Findings) -> None:
 
 
 def _tell_of_scenes(run: Run, findings: Findings) -> None:
-    """Say where suspects show few scenes, and where a class is no more than suspicious for that. It is no
-    excuse: one stamped photo may be there often."""
+    """Say where the suspects of a class show few scenes. That is no excuse: one stamped photo may be there often."""
     for label in run.labels[findings.suspects].unique().tolist():
         suspects = (findings.suspects & (run.labels == label)).nonzero().flatten()
         count = len(scenes(run, suspects).unique())
@@ -171,12 +170,6 @@ def _tell_of_scenes(run: Run, findings: Findings) -> None:
             what = f"the {len(suspects)} suspects of class {run.class_name(label)!r} show {count} scenes only"
             why = "models learn frames of a video, or copies of a photo, by heart, as they do a trigger"
             _caution(run, findings, f"{what}: {why}; they may be no more than that")
-    for label, verdict in findings.verdicts.items():
-        evidence = findings.evidence.get(label, {})
-        if verdict == SUSPICIOUS and "versions" in evidence:
-            what = f"a group in class {run.class_name(label)!r} has {evidence['versions']:.0f} files for each picture"
-            why = "such versions stand as sharply apart as files with a trigger"
-            _caution(run, findings, f"{what}: {why}; look whether those with the highest scores carry a mark")
 
 
 def _set_aside(

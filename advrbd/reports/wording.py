@@ -74,8 +74,8 @@ FIGURES = {  # key in the evidence: name, format, meaning
     "versions": (
         "Files for each picture",
         "{:.1f}",
-        "On the smaller side. Versions of a few photos are told from all others as sharply as files with a trigger, so "
-        "by so few pictures alone no file is accused. Look whether they carry a mark.",
+        "On the smaller side. Frames of a video and versions of a few photos are told from all others as sharply as "
+        "files with a trigger, so by so few pictures no class is accused.",
     ),
     "bimodality": (
         "Gap between the two kinds of image",
