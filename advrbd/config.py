@@ -144,11 +144,12 @@ class IdentificationSettings:
     doubt_deviations: float = 2.0  # a file is in doubt from so many above the middle of its class on, and undecided
     unexamined: float = 0.01  # the score in a group that wasn't examined, since others stood out more
     affinity_limit: float = 0.65  # of suspects to their label, that speaks neither for nor against a trigger
+    # A group that no trigger tells, of a class that nothing else speaks against, has surely less if it was put there.
     affinity_slope: float = 12.0  # log-odds for an affinity of 1
     most_for: float = 1.2  # log-odds by which too little affinity speaks for a trigger
     most_against: float = 3.5  # log-odds by which more of it speaks against one
-    held_out_limit: float = 0.6  # affinity at which a group that no trigger tells is as likely natural as mislabelled
-    held_out_margin: float = 0.05  # and it lies so far below the lowest of the natural ones
+    held_out_margin: float = 0.05  # and less than the lowest of the natural ones by so much
+    held_out_limit: float = 0.6  # affinity at which a stray, or what its labels accused, is as likely natural
     stray_deviations: float = 3.0  # a stray lies so far below the middle of the natural ones
     limit_if_falsified: float = 1.5  # as likely label noise as planted
     even_odds_if_falsified: float = 1 / 3  # with the denial of a file's label weighed beside it

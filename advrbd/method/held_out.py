@@ -150,7 +150,7 @@ class Hearing:
         for split, affinity in (*self._witnesses, *others):
             _, lowest = self._natural(split.label)[0]
             highest = affinity + CHANCE / count_pictures(self._run, self._left.examples[split.group]) ** 0.5
-            if highest < min(settings.held_out_limit, lowest - settings.held_out_margin):
+            if highest < min(settings.affinity_limit, lowest - settings.held_out_margin):
                 denied.append(split)
         return self._ask_again(denied)
 
