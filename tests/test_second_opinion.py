@@ -229,6 +229,18 @@ def test_two_planted_groups_dont_vouch_for_each_other(rows):
     assert torch.equal(found.suspects.nonzero().flatten(), torch.cat([twelve_of(0).group, twelve_of(1).group]))
 
 
+@pytest.mark.parametrize(("true", "asked_about"), [(16, [0]), (18, [])], ids=["less", "perhaps not"])
+def test_what_surely_has_less_affinity_than_speaks_for_nothing_is_asked_about_again(rows, true, asked_about):
+    """Of thirty files so many are what their label says, and the others have nothing of it: .53 and .60, with .11 that
+    chance may add. The planted group of a WaNet scan had .58 with .04."""
+    group = torch.arange(30)
+    falsify(rows, group[true:], 0)
+    witnesses = tuple(twelve_of(label) for label in range(1, CLASSES))
+    held = torch.cat([group, *(one.group for one in witnesses)])
+    groups = HeldOut((), witnesses, (Split(0, 8, group, 5.0, 5.0),), torch.isin(torch.arange(len(rows.labels)), held))
+    assert list(heard_by_rows(rows, groups)[1]) == asked_about
+
+
 def test_however_often_a_network_is_asked_of_what_it_knows_it_says_the_same(rows):
     kept = torch.arange(len(rows.labels))[5:]
     rows.pixels.images[kept[::7]] = rows.pixels.images[kept[::7]].roll(1, dims=1)  # some it doesn't recognise
