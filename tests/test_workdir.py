@@ -40,7 +40,7 @@ QUICK = Config(
     warm_up=SHORT,
     separation=SeparationSettings(few=0),  # every group counts as planted, and some images have to be left
     enhancement=EnhancementSettings(rounds=2, steps=4, training=SHORT),
-    identification=IdentificationSettings(ambiguity_limit=5.0, most_against=0.0),  # hears suspects where there are any
+    identification=IdentificationSettings(ambiguity_limit=9.0, most_against=0.0),  # hears suspects where there are any
     relearning=RelearningSettings(clean=SHORT, fine_tuning=SHORT),
     looks=2,
     seed=2,  # with which so short a training suspects some
