@@ -421,12 +421,12 @@ def test_an_ablation_tells_planted_from_natural_classes(ablation):
 
 
 def test_an_ablation_goes_on_where_it_was(ablation, tmp_path, monkeypatch, capsys):
-    quick = ["warm_up.minimum_steps=0", "warm_up.epochs=30", "enhancement.steps=20", "separation.starts=1"]
+    quick = ["warm_up.minimum_steps=0", "warm_up.epochs=3", "enhancement.steps=20", "separation.starts=1"]
     quick = parse_overrides([*quick, "separation.parts=2,4", "separation.examined=1,1"])
     trained, warm_up = [], ablation.warm_up
     monkeypatch.setattr(ablation, "warm_up", lambda *rest: trained.append(rest) or warm_up(*rest))
     monkeypatch.setattr(ablation, "Unit", partial(Unit, overrides=quick))
-    monkeypatch.setattr(ablation, "MOVED", ("partition.masks=1", "warm_up.epochs=40"))
+    monkeypatch.setattr(ablation, "MOVED", ("partition.masks=1", "warm_up.epochs=4"))
     told = [str(digits_data(tmp_path)), str(tmp_path / "looks"), "--model", "test_resnet", "--per-class", "40"]
     monkeypatch.setattr(sys, "argv", ["ablation.py", *told, "--attacks", "badnets", "none", "--rate", "0.1"])
     ablation.main()
@@ -435,7 +435,7 @@ def test_an_ablation_goes_on_where_it_was(ablation, tmp_path, monkeypatch, capsy
     shown = {
         (unit["attack"], unit["config"]["partition"]["masks"], unit["config"]["warm_up"]["epochs"]) for unit in units
     }
-    assert shown == {(attack, *moved) for attack in ("badnets", "none") for moved in ((2, 30), (1, 30), (2, 40))}
+    assert shown == {(attack, *moved) for attack in ("badnets", "none") for moved in ((2, 3), (1, 3), (2, 4))}
     assert {unit["detection"]["poisoned"] for unit in units if unit["attack"] == "badnets"} == {40}
     first = capsys.readouterr().out
     assert first.count("| badnets | 21 | ") == 3 and first.count(" partition.masks=1 | ") == 2
