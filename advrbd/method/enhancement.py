@@ -174,4 +174,4 @@ def _ambiguity(probability: torch.Tensor, settings: EnhancementSettings) -> floa
 def _versions(run: Run, images: torch.Tensor, carries: torch.Tensor) -> float:
     """How many of the ``images`` (int64 [K]) there are for each picture, on the smaller side of ``carries`` (bool)."""
     smaller = images[min(carries, ~carries, key=torch.count_nonzero)]
-    return len(smaller) / max(1, count_pictures(run, smaller)) if len(smaller) else 1.0
+    return len(smaller) / count_pictures(run, smaller) if len(smaller) else 1.0

@@ -100,7 +100,7 @@ def _conviction(entry: Enhanced, settings: IdentificationSettings) -> float:
     """P(the class holds a trigger): a logistic curve in the ambiguity, one half at its limit.
 
     By the pictures that fall apart, not by the images, since versions of one photo are told together by nature. An
-    attacker who has few photos gains nothing: what a model learns of them is the photos.
+    attacker who has few photos gains little: what a model learns of them is mostly the photos.
     """
     ambiguity = min(entry.ambiguity * entry.versions, 10)
     return min(settings.most, 1 / (1 + exp(settings.ambiguity_slope * (ambiguity - settings.ambiguity_limit))))
