@@ -421,8 +421,8 @@ def test_an_ablation_tells_planted_from_natural_classes(ablation):
 
 
 def test_an_ablation_goes_on_where_it_was(ablation, tmp_path, monkeypatch, capsys):
-    quick = ["warm_up.minimum_steps=0", "warm_up.epochs=3", "enhancement.steps=20", "separation.starts=1"]
-    quick = parse_overrides([*quick, "separation.parts=2,4", "separation.examined=1,1"])
+    quick = ["warm_up.minimum_steps=0", "warm_up.epochs=3", "enhancement.steps=2", "enhancement.rounds=1"]
+    quick = parse_overrides([*quick, "separation.starts=1", "separation.parts=2,4", "separation.examined=1,1"])
     trained, warm_up = [], ablation.warm_up
     monkeypatch.setattr(ablation, "warm_up", lambda *rest: trained.append(rest) or warm_up(*rest))
     monkeypatch.setattr(ablation, "Unit", partial(Unit, overrides=quick))
