@@ -215,7 +215,7 @@ class Config:
     flip: bool = True
     looks: int = 4
     control_share: float = 0.1
-    controls: int = 2
+    controls: int = 3
     decoding: DecodingSettings = field(default_factory=DecodingSettings)
     warm_up: TrainingSettings = field(default_factory=lambda: TrainingSettings(plenty_steps=3200))
     partition: PartitionSettings = field(default_factory=PartitionSettings)

@@ -440,10 +440,10 @@ def test_who_was_cleared_is_not_accused_again_by_a_model_that_learned_its_label(
 def test_where_only_natural_groups_and_no_control_were_found_another_is_planted(monkeypatch, some_digits):
     images, labels = some_digits
     natural = (labels == 5).nonzero().flatten()[::2]
-    found, told, examined = found_when_sharp(monkeypatch, images, labels, (1, natural), controls=(False, True))
-    assert [message.split(":")[0] for message in told if message.startswith("look")] == ["look 1", "look 1"]
-    assert (found.looks, found.control_found, found.blind) == (2, True, False), told
-    assert examined == [[5], [5]]
+    found, told, examined = found_when_sharp(monkeypatch, images, labels, (1, natural), controls=(False, False, True))
+    assert [message.split(":")[0] for message in told if message.startswith("look")] == ["look 1", "look 1", "look 2"]
+    assert (found.looks, found.control_found, found.blind) == (3, True, False), told
+    assert examined == [[5], [5], [5]]
     assert found.verdicts[5] == CLEAN
 
 
