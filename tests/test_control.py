@@ -1,6 +1,7 @@
 """The positive control: a backdoor of our own, seen by nobody else, and what its loss does to the verdict."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -82,11 +83,12 @@ def test_a_scan_whose_model_learned_nothing_says_that_it_could_not_look(digits_f
     [
         ([True], 4, 1, CLEAN),
         ([False, True], 4, 2, CLEAN),
-        ([False, False], 4, 2, UNEXAMINED),
+        ([False, False, True], 4, 3, CLEAN),
+        ([False, False, False], 4, 3, UNEXAMINED),
         ([False], 1, 1, UNEXAMINED),
     ],
 )
-def test_a_control_that_is_lost_is_planted_once_more(digits_folder, monkeypatch, found, allowed, looks, verdict):
+def test_a_control_that_is_lost_is_planted_twice_more(digits_folder, monkeypatch, found, allowed, looks, verdict):
     planted = []
 
     def find_control(control, *_):
@@ -101,9 +103,8 @@ def test_a_control_that_is_lost_is_planted_once_more(digits_folder, monkeypatch,
     assert {row.verdict for row in report.classes if row.evidence} == {verdict}
     assert len(planted) == looks
     assert not report.run["exhausted"]
-    if looks == 2:
-        first, second = (control.run.pixels.more for control in planted)
-        assert first.shape != second.shape or not torch.equal(first, second)
+    copies = [control.run.pixels.more for control in planted]
+    assert all(not torch.equal(before, after) for before, after in pairwise(copies))  # False for other shapes, too
 
 
 def test_classes_that_could_not_be_cut_are_named_with_the_reason(run):
