@@ -104,7 +104,8 @@ def test_a_control_that_is_lost_is_planted_twice_more(digits_folder, monkeypatch
     assert len(planted) == looks
     assert not report.run["exhausted"]
     copies = [control.run.pixels.more for control in planted]
-    assert all(not torch.equal(before, after) for before, after in pairwise(copies))  # False for other shapes, too
+    # copies of other shapes aren't equal, either
+    assert all(not torch.equal(before, after) for before, after in pairwise(copies))
 
 
 def test_classes_that_could_not_be_cut_are_named_with_the_reason(run):

@@ -171,7 +171,7 @@ def test_a_report_of_another_folder_is_refused(poisoned, clean_digits, tmp_path)
 def test_an_unpoisoned_folder_comes_back_clean(clean_digits, tmp_path):
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "advrbd_cli", "scan", str(clean_digits), "-o", str(report), "-q", "--strict"]
-    done = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True)  # its control is found at once
+    done = subprocess.run([*command, "--seed", "2"], capture_output=True, text=True)  # may lose two controls
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     found = json.loads(report.read_text())
     assert (found["verdict"], found["files"]) == ("clean", [])
